@@ -1,0 +1,30 @@
+// The three kernels on the CPU: each is one parallel region for the whole model.
+#pragma once
+
+#include "adam.h"
+
+namespace salsa::cpu {
+
+// All rows, chunks and classes of one launch; `saved` are the weights before the search.
+struct Launch {
+    const Row* rows;
+    const Chunk* chunks;
+    std::int64_t n_chunks;
+    const AdamClass* classes;
+    float* saved;
+    int threads;
+};
+
+// saved <- w, w <- first trial point.  Returns the slope -<g, d>, added up in fp64 in an order that
+// depends on the chunks alone: one partial per chunk in `partials`, then one sum over them.
+double first_trial(const Launch& launch, double* partials);
+
+// w <- next trial point, from the saved weights.
+void next_trial(const Launch& launch);
+
+// m, v, w <- after the step, from the saved weights or, where `saved` is null, in place.
+void adam_step(const Launch& launch);
+
+bool has_openmp();
+
+}  // namespace salsa::cpu

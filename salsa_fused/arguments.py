@@ -1,0 +1,163 @@
+"""What the constructor of :class:`~salsa_fused.FusedSaLSa` and its parameter groups may hold.
+
+Every refusal names the argument or the parameter, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .kernels.layout import overlaps_itself
+
+LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
+
+
+def check_search_settings(numbers: Mapping[str, Any]) -> None:
+    """Raise ValueError where a setting of the search is out of range."""
+    _in_range("c", numbers["c"], 0.0, 1.0, "(0, 1)")
+    if not 0.0 <= _number("betas[2]", numbers["beta3"]) < 1.0:
+        raise ValueError(f"betas[2] (beta3) must lie in [0, 1), got {numbers['beta3']!r}")
+    _in_range("backtrack", numbers["backtrack"], 0.0, 1.0, "(0, 1)")
+    if not 1.0 <= _number("growth", numbers["growth"]) < math.inf:
+        raise ValueError(f"growth must be at least 1 and finite, got {numbers['growth']!r}")
+    if not 0.0 < _number("init_step_size", numbers["init_step_size"]) < math.inf:
+        raise ValueError(
+            f"init_step_size must be positive and finite, got {numbers['init_step_size']!r}"
+        )
+    _one_of("growth_per", numbers["growth_per"], ("search", "step"))
+    _one_of("schedule", numbers["schedule"], ("doubling", "rate"))
+    if not _is_integer(numbers["max_trials"]) or numbers["max_trials"] < 1:
+        raise ValueError(f"max_trials must be an integer >= 1, got {numbers['max_trials']!r}")
+
+
+def period_bounds(search_period: Any) -> tuple[int, int] | None:
+    """``(L_min, L_max)`` of what the user gave: such a pair, one integer, or None."""
+    if search_period is None:
+        return None
+    pair = (search_period, search_period) if _is_integer(search_period) else search_period
+    if (
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and all(_is_integer(bound) for bound in pair)
+        and 1 <= pair[0] <= pair[1]
+    ):
+        return int(pair[0]), int(pair[1])
+    raise ValueError(
+        "search_period must be (L_min, L_max) with 1 <= L_min <= L_max, one integer >= 1, or None "
+        f"for no search, got {search_period!r}"
+    )
+
+
+def three_betas(betas: Any) -> tuple[float, float, float]:
+    """(beta1, beta2, beta3): Adam's two and the smoothing of the search."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 3:
+        example = (*betas, 0.99) if isinstance(betas, (tuple, list)) and len(betas) == 2 else None
+        hint = f": betas={example}" if example else " such as (0.9, 0.999, 0.99)"
+        raise ValueError(
+            f"betas must be three numbers, Adam's two and the smoothing of the search{hint}; "
+            f"got {betas!r}"
+        )
+    return betas[0], betas[1], betas[2]
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a tensor of one element, got {tuple(lr.shape)}")
+    if not 0.0 <= _number("lr", lr) < math.inf:
+        raise ValueError(
+            f"lr must be >= 0 and finite, got {lr!r}; it is a factor on the step size that the "
+            "search finds, 1 by default"
+        )
+    if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+        raise ValueError(f"a group's betas must be (beta1, beta2), got {group['betas']!r}")
+    for index, beta in enumerate(group["betas"]):
+        if not 0.0 <= _number(f"betas[{index}]", beta) < 1.0:
+            raise ValueError(f"betas[{index}] must lie in [0, 1), got {beta!r}")
+    for name in ("eps", "weight_decay"):
+        if not 0.0 <= _number(name, group[name]) < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {group[name]!r}")
+    seen: set[Tensor] = set()
+    for index, parameter in enumerate(group["params"]):
+        label = parameter_label(group, index)
+        check_parameter(parameter, label)
+        if parameter in seen:
+            raise ValueError(f"{label} is in its group twice: list every parameter once")
+        seen.add(parameter)
+
+
+def parameter_label(group: Mapping[str, Any], index: int) -> str:
+    """How messages call a parameter: by name where the user gave names."""
+    parameter = group["params"][index]
+    names = group.get("param_names")
+    name = f"{names[index]!r}" if names else f"{index} of its group"
+    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        return f"parameter {name}"
+    return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
+
+
+def check_parameter(parameter: Tensor, label: str) -> None:
+    """Raise TypeError or ValueError for a tensor that no kernel can train."""
+    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        raise TypeError(
+            f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
+            "build the optimizer"
+        )
+    if type(parameter) is not Tensor and not _is_plain_parameter(parameter):
+        kind = torch.typename(parameter)
+        raise TypeError(
+            f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
+            "plain tensors only (no DTensor, no other tensor subclass)"
+        )
+    if parameter.layout != torch.strided:
+        raise TypeError(f"{label} is sparse ({parameter.layout}): make it dense")
+    if not parameter.is_floating_point():
+        raise TypeError(
+            f"{label} is not of a real floating dtype: leave it out, or train a float copy of it"
+        )
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"{label} is on the meta device, it holds no numbers: materialise the model first "
+            "(module.to_empty(device=...), then initialise it)"
+        )
+    if overlaps_itself(parameter):
+        raise ValueError(
+            f"{label} overlaps itself in memory (strides {parameter.stride()}): use "
+            "parameter.detach().clone()"
+        )
+
+
+def _is_plain_parameter(parameter: Tensor) -> bool:
+    kind = type(parameter)
+    return (
+        isinstance(parameter, nn.Parameter)
+        and kind.__torch_function__ is nn.Parameter.__torch_function__
+        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _in_range(name: str, value: Any, low: float, high: float, interval: str) -> None:
+    if not low < _number(name, value) < high:
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,0 +1,143 @@
+"""Calling the user's closure: the first evaluation with gradients, then trials that repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .replay import Replay
+
+Closure = Callable[[], Any]
+
+
+class Evaluations:
+    """All evaluations of the closure in one step, and what they leave behind.
+
+    While trials run the gradients are off the parameters, so that a closure that clears or frees
+    gradients cannot touch those that the kernels read.
+    """
+
+    def __init__(
+        self, closure: Closure | None, parameters: Iterable[Tensor], replay: Replay | None
+    ) -> None:
+        self._closure = closure
+        self._parameters = list(parameters)
+        self._replay = replay
+        self._called_first = False
+        self._closure_calls_backward = False
+        self._gradients: list[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def knows_first(self) -> bool:
+        """Whether a trial can repeat the first evaluation's random numbers and buffers."""
+        return self._replay is not None and self._replay.knows_first
+
+    def first(self, trials_follow: bool) -> Tensor:
+        """The loss at the weights, and its gradients on the parameters.
+
+        The closure returns the loss and leaves ``backward`` to the optimizer, or calls
+        ``zero_grad`` and ``backward`` itself (the convention of ``torch.optim.LBFGS``): that is
+        recognised by the gradients that it leaves.
+        """
+        assert self._closure is not None
+        self._clear_gradients()
+        self._called_first = True
+        with torch.enable_grad():
+            loss = check_loss(self._closure(), "closure()")
+            if any(parameter.grad is not None for parameter in self._parameters):
+                self._closure_calls_backward = True
+                if trials_follow:
+                    self._own_gradients()
+            elif loss.requires_grad:
+                loss.backward()
+            elif any(parameter.requires_grad for parameter in self._parameters):
+                raise RuntimeError(
+                    "the loss that the closure returned does not depend on any parameter through "
+                    "autograd (it has no grad_fn): compute it from the model without .item(), "
+                    ".detach() or torch.no_grad(), and return it"
+                )
+        return loss.detach()
+
+    def begin_trials(self) -> None:
+        """Take the gradients off; the random streams stand where the first evaluation left them."""
+        if self._replay is not None:
+            self._replay.end_first()
+        self._gradients = []
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            if gradient is not None:
+                self._gradients.append((parameter, gradient))
+                parameter.grad = None
+
+    def trial(self) -> float:
+        """The loss at the weights as they stand now, everything else as at first."""
+        assert self._closure is not None
+        if self._replay is not None:
+            self._replay.rewind()
+        with torch.set_grad_enabled(self._closure_calls_backward):
+            try:
+                loss = check_loss(self._closure(), "closure() at a trial point")
+            except RuntimeError as error:
+                if "does not require grad" in str(error):
+                    raise RuntimeError(
+                        "the closure called backward() at a trial point. With step(closure, "
+                        "loss=loss) the closure only computes and returns the loss: leave "
+                        "zero_grad() and backward() outside it"
+                    ) from error
+                raise
+        if self._closure_calls_backward:
+            self._clear_gradients()
+        return loss.item()
+
+    def end_trials(self) -> None:
+        """Gradients back on the parameters, random streams and buffers as after the first."""
+        if self._gradients is None:
+            return
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        self._gradients = None
+        if self._replay is not None:
+            self._replay.resume()
+
+    def undo(self) -> None:
+        """For a step that is skipped: random streams and buffers as before the first evaluation."""
+        self.end_trials()
+        if self._replay is not None:
+            self._replay.rewind()
+
+    def abandon(self) -> None:
+        """For a step that an exception leaves: all as it was when the step was entered."""
+        self.end_trials()
+        if self._called_first:
+            self._clear_gradients()
+            self.undo()
+
+    def _clear_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _own_gradients(self) -> None:
+        """Copies: the closure's next backward may write into the memory of these."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
+
+
+def check_loss(loss: Any, source: str) -> Tensor:
+    """Raise TypeError or ValueError unless ``loss`` is one real number in a tensor."""
+    if not isinstance(loss, Tensor):
+        hint = ": does it lack `return loss`?" if loss is None else ""
+        raise TypeError(
+            f"{source} must be the loss, a tensor of one element, got {type(loss).__name__}{hint}"
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{source} must be a loss of one element, got a tensor of shape {tuple(loss.shape)}: "
+            "reduce it with .mean() or .sum()"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"{source} must be a real floating-point loss, got {loss.dtype}")
+    return loss

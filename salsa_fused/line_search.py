@@ -1,0 +1,363 @@
+"""SaLSa's line search in plain numbers: losses and a slope in, step sizes and a decision out.
+
+The method is that of "No learning rates needed: Introducing SALSA - Stable Armijo Line Search
+Adaptation" (arXiv 2407.20650).  With the loss ``f0`` at the weights ``w``, the loss ``f1`` at
+``w + eta d`` and ``slope = -<g, d>``, a step size ``eta`` is accepted when
+
+    h' >= c eta s'      h' = beta3 h + (1 - beta3) (f0 - f1)      s' = beta3 s + (1 - beta3) slope
+
+that is, Armijo's sufficient decrease with both sides smoothed over the searches before.
+
+=============  ==========================================================================
+``eta``        :attr:`SearchState.step_size`
+``h``, ``s``   :attr:`SearchState.smoothed_decrease`, :attr:`SearchState.smoothed_slope`
+``L``          :attr:`SearchState.period`
+``c``          :attr:`SearchSettings.c`, the sufficient-decrease constant
+``beta3``      :attr:`SearchSettings.beta3`
+``delta``      :attr:`SearchSettings.backtrack`
+``gamma``      :attr:`SearchSettings.growth`
+=============  ==========================================================================
+
+Nothing here knows of tensors, models or optimizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
+
+WARM_START_STEPS = 10  # every one of the first steps searches
+FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
+MAX_DOUBLINGS = 30
+FLAT_ULPS = 8  # a difference of so many rounding errors of the loss teaches nothing
+
+
+class SearchSettings(NamedTuple):
+    """The constants of the search, one set per optimizer (see the module's table)."""
+
+    c: float = 0.5
+    beta3: float = 0.99
+    backtrack: float = 0.7
+    growth: float = 2 ** (1 / 20)
+    growth_per: Literal["search", "step"] = "search"
+    init_step_size: float = 1.0
+    schedule: Literal["doubling", "rate"] = "doubling"
+    search_period: tuple[int, int] | None = (1, 10)
+    max_trials: int = 10
+
+    @classmethod
+    def read_from(cls, numbers: Mapping[str, Any]) -> SearchSettings:
+        """The settings that stand in ``numbers`` (a parameter group) under these names."""
+        return cls(*[numbers[name] for name in cls._fields])
+
+
+@dataclass(slots=True)
+class SearchState:
+    """What the search remembers from step to step: plain numbers, fit for a checkpoint."""
+
+    step_size: float
+    smoothed_decrease: float = 0.0
+    smoothed_slope: float = 0.0
+    period: int = 1
+    steps: int = 0  # taken; skipped ones are not counted
+    steps_since_search: int = 0
+    located: bool = False  # the step size's order of magnitude is known
+    accepted_once: bool = False
+    fast_mean: float = 1e-8  # of the accepted step sizes, equation (8)
+    slow_mean: float = 1e-8
+    skipped_steps: int = 0
+    searches: int = 0
+    total_trials: int = 0
+
+    @classmethod
+    def fresh(cls, settings: SearchSettings) -> SearchState:
+        period = settings.search_period[0] if settings.search_period else 1
+        return cls(step_size=settings.init_step_size, period=period)
+
+    @classmethod
+    def read_from(cls, numbers: Mapping[str, Any]) -> SearchState:
+        return cls(*[numbers[name] for name in STATE_NAMES])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in STATE_NAMES}
+
+
+STATE_NAMES = tuple(field.name for field in fields(SearchState))
+
+
+class SearchResult(NamedTuple):
+    """What the last search did (:attr:`FusedSaLSa.last_search`).
+
+    ``trial_loss`` is the loss at the trial that ended the search (``nan`` without a trial),
+    ``step_size`` the step size after it.  ``outcome``: *accepted*; *flat*, the losses differ by
+    no more than rounding; *exhausted*, every trial was rejected; *non_finite*, the step was
+    skipped because the loss or the slope was not finite.
+    """
+
+    trials: int
+    outcome: Outcome
+    loss: float
+    trial_loss: float
+    slope: float
+    step_size: float
+
+
+class LineSearch:
+    """One optimizer step's view of the search; nothing in ``state`` changes before :meth:`finish`.
+
+    ::
+
+        search = LineSearch(settings, state)
+        if search.due:
+            move_weights_by(search.first_trial())
+            search.start_from(loss, slope, eps)
+            while search.trying:
+                search.report(loss_at(search.step_size))
+            state = search.finish()                 # unless search.skipped: write the step
+        else:
+            state = search.plain_step()
+    """
+
+    def __init__(self, settings: SearchSettings, state: SearchState) -> None:
+        self.settings = settings
+        self.state = state
+        self.step_size = state.step_size
+        self.trying = False
+        self.skipped = False
+        self.outcome: Outcome | None = None
+        self.loss = self.slope = self.trial_loss = math.nan
+        self.smallest_tried = math.inf
+        self.trials = self.rejections = self.doublings = 0
+        self._after = state  # the state that finish() returns, counters apart
+        self._last_finite_loss: float | None = None
+        self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
+
+    # -- when ---------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """On the first ten steps, then when ``L`` steps have passed since the last search."""
+        if self.settings.search_period is None:
+            return False
+        state = self.state
+        return state.steps < WARM_START_STEPS or state.steps_since_search + 1 >= state.period
+
+    def plain_step(self) -> SearchState:
+        """The state after a step without a search: the step size never grows untested."""
+        state = self.state
+        return replace(
+            state, steps=state.steps + 1, steps_since_search=state.steps_since_search + 1
+        )
+
+    # -- a search -----------------------------------------------------------------------------
+
+    def first_trial(self) -> float:
+        """Begin a search: the step size to try first, known before the slope is."""
+        self.step_size = self.first_step_size()
+        return self.step_size
+
+    def start_from(self, loss: float, slope: float, eps: float) -> None:
+        """``loss`` f0 and ``slope`` -<g, d> at the weights; ``eps`` of the loss' dtype."""
+        self.loss, self.slope = loss, slope
+        self._resolution = FLAT_ULPS * eps * abs(loss)
+        if not (math.isfinite(loss) and math.isfinite(slope)):
+            self._skip("non_finite", self.state)
+        elif slope == 0.0:
+            self._end("flat", self.state)
+        else:
+            self._smoothed_slope = self.smoothed(self.state.smoothed_slope, slope)
+            self.trying = True
+
+    def report(self, trial_loss: float) -> None:
+        """Judge the trial at :attr:`step_size`; then :attr:`trying` says if there is another."""
+        self.trials += 1
+        self.smallest_tried = min(self.smallest_tried, self.step_size)
+        self.trial_loss = trial_loss
+        if math.isfinite(trial_loss):
+            self._last_finite_loss = trial_loss
+        verdict = self.verdict(trial_loss)
+        if self._climbing and self._climb(verdict):
+            return
+        if verdict == "accepted":
+            self._accept(self.step_size, self.decrease_at(trial_loss), self.rejections)
+        elif verdict == "flat":
+            first = self.trials == 1  # then this search's growth is not kept either
+            self._end_flat(self.state.step_size if first else self.step_size)
+        else:
+            self.rejections += 1
+            if self.rejections >= self.allowed_rejections():
+                self._exhaust()
+            else:
+                self.step_size *= self.shrink_factor()
+
+    def finish(self) -> SearchState:
+        """The state after the search that has ended."""
+        if self.outcome is None or self.trying:
+            raise RuntimeError("the search has not ended: report() until trying is false")
+        after = replace(self._after, total_trials=self.state.total_trials + self.trials)
+        if self.outcome != "non_finite":
+            after.searches += 1
+        if self.skipped:
+            after.skipped_steps += 1
+        else:
+            after.steps += 1
+            after.steps_since_search = 0
+        return after
+
+    @property
+    def result(self) -> SearchResult:
+        if self.outcome is None:
+            raise RuntimeError("no search has ended")
+        return SearchResult(
+            self.trials, self.outcome, self.loss, self.trial_loss, self.slope, self._after.step_size
+        )
+
+    @property
+    def gave_up(self) -> bool:
+        """No step size has ever been accepted, however small: the closure is suspect."""
+        return self.outcome == "exhausted" and not self.state.accepted_once
+
+    # -- the rules ----------------------------------------------------------------------------
+
+    def first_step_size(self) -> float:
+        """eta_0: grown once per search, or once for every step since the last search."""
+        state, settings = self.state, self.settings
+        if settings.growth_per == "search":
+            return state.step_size * settings.growth
+        return state.step_size * settings.growth ** (state.steps_since_search + 1)
+
+    def smoothed(self, before: float, now: float) -> float:
+        """Equation (5), for the decrease and for the slope."""
+        beta3 = self.settings.beta3
+        return beta3 * before + (1.0 - beta3) * now
+
+    def decrease_at(self, trial_loss: float) -> float:
+        """h' of this trial."""
+        return self.smoothed(self.state.smoothed_decrease, self.loss - trial_loss)
+
+    def verdict(self, trial_loss: float) -> Literal["accepted", "flat", "rejected"]:
+        if not math.isfinite(trial_loss):
+            return "rejected"
+        if self.is_flat(trial_loss):
+            return "flat"
+        return "accepted" if self.is_sufficient(trial_loss) else "rejected"
+
+    def is_flat(self, trial_loss: float) -> bool:
+        """Neither the expected nor the observed decrease rises above the loss' rounding."""
+        expected = self.settings.c * self.step_size * self.slope
+        return expected < self._resolution and abs(self.loss - trial_loss) < self._resolution
+
+    def is_sufficient(self, trial_loss: float) -> bool:
+        """SaLSa's criterion, equation (6): h' >= c eta s'."""
+        required = self.settings.c * self.step_size * self._smoothed_slope
+        return self.decrease_at(trial_loss) >= required
+
+    def shrink_factor(self) -> float:
+        backtrack = self.settings.backtrack
+        return backtrack if self.state.located else min(backtrack, 0.5)
+
+    def allowed_rejections(self) -> int:
+        return self.settings.max_trials if self.state.accepted_once else FIRST_REJECTIONS
+
+    def next_period(self, step_size: float, rejections: int) -> int:
+        """L after an accepted search; for the "rate" schedule see :meth:`moved_means`."""
+        shortest, longest = self._period_bounds
+        if self.settings.schedule == "rate":
+            fast, slow = self.moved_means(step_size)
+            rate = fast / slow
+            rate = 1.0 / rate if rate < 1.0 else rate  # (9), (10)
+            if rate == 1.0:
+                return longest
+            return int(min(longest, max(shortest, round(min(1.0 / (rate - 1.0), longest)))))  # (11)
+        if rejections == 0:
+            return min(longest, 2 * self.state.period)
+        if rejections <= 2:
+            return max(shortest, self.state.period // 2)
+        return shortest
+
+    def moved_means(self, step_size: float) -> tuple[float, float]:
+        """Equation (8): the means of the accepted step sizes, 0.9 the fast and 0.99 the slow."""
+        state = self.state
+        return 0.9 * state.fast_mean + 0.1 * step_size, 0.99 * state.slow_mean + 0.01 * step_size
+
+    # -- how a search ends --------------------------------------------------------------------
+
+    @property
+    def _period_bounds(self) -> tuple[int, int]:
+        assert self.settings.search_period is not None
+        return self.settings.search_period
+
+    @property
+    def _climbing(self) -> bool:
+        """Locating, and nothing rejected yet: the step size doubles until something is."""
+        return not self.state.located and self.rejections == 0
+
+    def _climb(self, verdict: str) -> bool:
+        """One rung of the doublings; false where ordinary back-tracking takes over."""
+        if verdict == "accepted":
+            self._best = self.step_size, self.decrease_at(self.trial_loss), self.trial_loss
+        if verdict != "rejected" and self.doublings < MAX_DOUBLINGS:
+            self.doublings += 1
+            self.step_size *= 2.0
+            return True
+        if self._best is not None:  # the last accepted trial counts; what ended it is one rejection
+            step_size, decrease, self.trial_loss = self._best
+            self._accept(step_size, decrease, rejections=1)
+            return True
+        if verdict == "flat":  # thirty doublings, and nothing learnt
+            self._end_flat(self.state.step_size)
+            return True
+        return False
+
+    def _accept(self, step_size: float, decrease: float, rejections: int) -> None:
+        fast, slow = self.moved_means(step_size)
+        after = replace(
+            self.state,
+            step_size=step_size,
+            smoothed_decrease=decrease,
+            smoothed_slope=self._smoothed_slope,
+            period=self.next_period(step_size, rejections),
+            located=True,
+            accepted_once=True,
+            fast_mean=fast,
+            slow_mean=slow,
+        )
+        self._end("accepted", after)
+
+    def _end_flat(self, step_size: float) -> None:
+        self._end("flat", replace(self.state, step_size=step_size))
+
+    def _exhaust(self) -> None:
+        state, last = self.state, self._last_finite_loss
+        if not state.accepted_once:
+            self._skip("exhausted", state)
+        elif last is None:
+            self._skip("exhausted", replace(state, step_size=state.step_size / 2, located=False))
+        else:
+            self.trial_loss = last
+            after = replace(
+                state,
+                step_size=state.step_size / 2,
+                # never negative: with a negative h no step would ever be accepted again
+                smoothed_decrease=self.smoothed(
+                    state.smoothed_decrease, max(self.loss - last, 0.0)
+                ),
+                smoothed_slope=self._smoothed_slope,
+                period=self._period_bounds[0],
+                located=False,
+            )
+            self._end("exhausted", after)
+
+    def _skip(self, outcome: Outcome, after: SearchState) -> None:
+        self.skipped = True
+        self._end(outcome, after)
+
+    def _end(self, outcome: Outcome, after: SearchState) -> None:
+        self.outcome = outcome
+        self.trying = False
+        self.step_size = after.step_size
+        self._after = after

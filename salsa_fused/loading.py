@@ -1,0 +1,105 @@
+"""Reading a state dict: this optimizer's own, or that of ``torch.optim.Adam`` and ``AdamW``."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor
+
+from .arguments import parameter_label
+from .kernels.table import moment_like
+from .line_search import SearchSettings, SearchState
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+State = defaultdict[Any, dict[str, Any]]
+
+
+def read(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> tuple[State, list[dict[str, Any]]]:
+    """The state and the parameter groups that an optimizer with ``groups`` has after loading.
+
+    Raises:
+        ValueError: the number of groups, of their parameters, or a shape does not match.
+    """
+    saved_groups = state_dict["param_groups"]
+    if len(groups) != len(saved_groups):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: "
+            f"{len(saved_groups)}, and the optimizer has {len(groups)}"
+        )
+    for index, (group, saved) in enumerate(zip(groups, saved_groups)):
+        if len(group["params"]) != len(saved["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group: group {index} has {len(saved['params'])} parameters there "
+                f"and {len(group['params'])} here"
+            )
+    own = all("step_size" in saved for saved in saved_groups)
+    new_groups = [
+        _loaded_group(group, saved) if own else _fresh_group(group)
+        for group, saved in zip(groups, saved_groups)
+    ]
+    return _read_state(state_dict["state"], groups, saved_groups), new_groups
+
+
+def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The loaded hyper-parameters and search state win, as in torch."""
+    loaded = {name: value for name, value in saved.items() if name != "params"}
+    return {**group, **deepcopy(loaded)}
+
+
+def _fresh_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Adam's hyper-parameters mean other things: keep these, and begin the search anew."""
+    return {**group, **SearchState.fresh(SearchSettings.read_from(group)).as_dict()}
+
+
+def _read_state(
+    saved_state: Mapping[Any, Any],
+    groups: Sequence[Mapping[str, Any]],
+    saved_groups: Sequence[Mapping[str, Any]],
+) -> State:
+    state: State = defaultdict(dict)
+    dropped: set[str] = set()
+    known = set()
+    for group, saved in zip(groups, saved_groups):
+        for index, (parameter, key) in enumerate(zip(group["params"], saved["params"])):
+            known.add(key)
+            if entry := saved_state.get(key):
+                state[parameter] = _read_entry(parameter, entry, parameter_label(group, index))
+                dropped |= set(entry) - {"step", *MOMENTS}
+    for key, value in saved_state.items():
+        if key not in known:
+            state[key] = value  # not a parameter's: torch keeps it, too
+    if dropped:
+        warnings.warn(
+            f"the loaded state holds {', '.join(sorted(map(str, dropped)))}, which FusedSaLSa does "
+            "not use (amsgrad's maximum?): dropped",
+            stacklevel=5,
+        )
+    return state
+
+
+def _read_entry(parameter: Tensor, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
+    missing = {"step", *MOMENTS} - set(entry)
+    if missing:
+        raise ValueError(
+            f"the loaded state of {label} lacks {', '.join(sorted(missing))}: it is not the state "
+            "of FusedSaLSa, Adam or AdamW"
+        )
+    moments = {}
+    for name in MOMENTS:
+        value = entry[name]
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"the loaded {name} of {label} has shape {tuple(value.shape)}: is this the "
+                "checkpoint of another model?"
+            )
+        moment = moment_like(parameter, value)
+        moments[name] = moment.clone() if moment is value else moment
+    return {"step": int(entry["step"]), **moments}

@@ -1,0 +1,438 @@
+"""``FusedSaLSa``: Adam's direction, and a step size found by a smoothed Armijo line search."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import arguments, loading
+from .evaluation import Closure, Evaluations, check_loss
+from .kernels import Table
+from .kernels.choice import forced_backend
+from .line_search import (
+    FLAT_ULPS,
+    STATE_NAMES,
+    LineSearch,
+    SearchResult,
+    SearchSettings,
+    SearchState,
+)
+from .replay import Replay
+
+SEARCH_SETTINGS = SearchSettings._fields
+COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
+OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
+    "module",
+    "check_replay",
+    "last_search",
+    "_backend",
+    "_replay_checked",
+    "_warned_of_closure",
+)
+
+
+class FusedSaLSa(Optimizer):
+    r"""Adam with SaLSa, a line search that finds the step size (arXiv 2407.20650).
+
+    ::
+
+        optimizer = FusedSaLSa(model.parameters(), module=model)
+
+        def closure():
+            return loss_function(model(inputs), targets)
+
+        loss = optimizer.step(closure)
+
+    A step without a search is a plain AdamW step with the step size of the last search.  In a
+    search the loss :math:`f` of the *same* mini-batch is evaluated at trial points
+    :math:`w + \eta d` along the momentum-free direction :math:`d = -g / (\sqrt{\hat v} +
+    \epsilon)`, and :math:`\eta` is accepted when
+
+    .. math::
+        h' \ge c\,\eta\,s', \quad
+        h' = \beta_3 h + (1 - \beta_3)\,(f(w) - f(w + \eta d)), \quad
+        s' = \beta_3 s + (1 - \beta_3)\,\langle g, -d\rangle,
+
+    and shrunk by ``backtrack`` when not.  The weights are then written from :math:`w` with Adam's
+    momentum direction, :math:`w - lr\,\eta\,(\hat m / (\sqrt{\hat v} + \epsilon) + \lambda w)`.
+
+    Args:
+        params: parameters, named parameters or parameter groups, as for ``torch.optim.AdamW``:
+            dense, of a real floating dtype, any shape and device.
+        lr: a *factor* on the step size that the search finds, not a learning rate: leave it at 1.
+            LR schedulers and per-group factors act on it.  Of several groups' factors, what the
+            search tries is relative to the largest.
+        betas: Adam's :math:`\beta_1, \beta_2`, and :math:`\beta_3` of the search.
+        eps: added to :math:`\sqrt{\hat v}`, outside the root.
+        weight_decay: decoupled, :math:`\lambda` above.
+        c: the sufficient-decrease constant, in (0, 1).
+        backtrack: factor on the step size after a rejected trial, in (0, 1).
+        growth: factor on the step size before the first trial of a search.
+        growth_per: ``"search"``, or ``"step"``: ``growth`` to the power of the steps since.
+        init_step_size: where the first search starts; it finds the order of magnitude itself.
+        schedule: how the period between searches follows their outcome: ``"doubling"`` while they
+            are accepted at once, or the ``"rate"`` of change of the step size (the paper's
+            equations 8 to 11).
+        search_period: steps from one search to the next, ``(L_min, L_max)`` or one integer; the
+            first ten steps always search.  ``None``: never search and never need a closure, that
+            is fused AdamW with the learning rate ``lr * init_step_size``.
+        max_trials: rejections after which a search is exhausted and the step size halved.
+        module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
+            the first evaluation left them.
+        backend: ``"native"`` or ``"reference"`` to force one; ``None`` chooses by device and dtype.
+        check_replay: evaluate the closure once more at the same weights on the first search, and
+            warn when the loss differs.
+
+    The state of the search is plain numbers in every parameter group, so that checkpoints carry
+    it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
+    ``period`` and counters.  Per parameter the state is Adam's: ``step`` (int), ``exp_avg`` and
+    ``exp_avg_sq`` (fp32; float64 for float64 weights).
+
+    Raises:
+        TypeError, ValueError: an argument or a parameter that cannot be used; the message names
+            it and says what to do.
+    """
+
+    line_search_class = LineSearch
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        c: float = 0.5,
+        backtrack: float = 0.7,
+        growth: float = 2 ** (1 / 20),
+        growth_per: str = "search",
+        init_step_size: float = 1.0,
+        schedule: str = "doubling",
+        search_period: tuple[int, int] | int | None = (1, 10),
+        max_trials: int = 10,
+        module: nn.Module | None = None,
+        backend: str | None = None,
+        check_replay: bool = True,
+    ) -> None:
+        beta1, beta2, beta3 = arguments.three_betas(betas)
+        settings = {
+            "c": c,
+            "beta3": beta3,
+            "backtrack": backtrack,
+            "growth": growth,
+            "growth_per": growth_per,
+            "init_step_size": init_step_size,
+            "schedule": schedule,
+            "search_period": arguments.period_bounds(search_period),
+            "max_trials": max_trials,
+        }
+        arguments.check_search_settings(settings)
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
+        defaults = {
+            "lr": lr,
+            "betas": (beta1, beta2),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            **settings,
+        }
+        self.module = module
+        self.check_replay = check_replay
+        self.last_search: SearchResult | None = None
+        self._backend = backend
+        self._table = Table(forced_backend(backend))
+        self._replay_checked = False
+        self._warned_of_closure = False
+        self._outer_replay: Replay | None = None  # of first_evaluation()
+        super().__init__(params, defaults)
+        self._warn_of_learning_rate()
+
+    # -- one step -----------------------------------------------------------------------------
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, loss: Tensor | None = None
+    ) -> Tensor | None:
+        """Take one step.
+
+        ``step(closure)``: the closure computes the loss and returns it; zeroing the gradients and
+        ``backward`` are done here.  ``step(closure, loss=loss)``: the gradients of ``loss`` are
+        there already (accumulation, clipping); the closure is called for trials only.  ``step()``:
+        only while no search is due (:attr:`search_due`).
+
+        A step whose loss or gradients are not finite is skipped and counted in
+        :attr:`skipped_steps`.  Whatever leaves this method by an exception leaves weights,
+        moments, search state, buffers and random streams as they were.
+
+        Returns:
+            The loss at the weights before the step, detached; ``None`` without a closure.
+
+        Raises:
+            RuntimeError: a search is due and there is no closure; the loss has no graph; a
+                gradient is sparse or complex; CUDA-graph capture; several ranks.
+            TypeError, ValueError: the closure returned something other than a loss.
+        """
+        searching = self.search_due
+        self._check_call(closure, loss, searching)
+        search = self.line_search_class(*self._search_numbers())
+        calls = Evaluations(closure, self._parameters(), self._replay(closure, loss))
+        try:
+            if loss is None and closure is not None:
+                loss = calls.first(searching)
+            # cloned: a compiled model may overwrite its output in the next evaluation
+            f0 = None if loss is None else loss.detach().clone()
+            if not self._table.refresh(self.param_groups, self.state):
+                return f0  # nothing has a gradient: nothing to do
+            if searching:
+                assert f0 is not None
+                self._search(search, calls, f0)
+            elif f0 is not None and not torch.isfinite(f0).item():
+                search.start_from(f0.item(), math.nan, 0.0)
+            if search.skipped:
+                self._table.restore()
+                calls.undo()
+            else:
+                self._table.adam_step(self.param_groups, search.step_size)
+                self._table.commit(self.state)
+        except BaseException:
+            self._table.restore()
+            calls.abandon()
+            raise
+        finally:
+            self._table.release()
+        self._remember(search)
+        return f0
+
+    def _search(self, search: LineSearch, calls: Evaluations, f0: Tensor) -> None:
+        """Try step sizes until one is accepted; the weights are left at the last trial point."""
+        calls.begin_trials()
+        if self.check_replay and not self._replay_checked and calls.knows_first:
+            self._check_replay(calls, f0)
+        slopes = self._table.first_trial(self.param_groups, search.first_trial())
+        loss, slope = _to_host(f0, slopes)
+        search.start_from(loss, slope, torch.finfo(f0.dtype).eps)
+        while search.trying:
+            search.report(calls.trial())
+            if search.trying:
+                self._table.next_trial(self.param_groups, search.step_size)
+        calls.end_trials()
+
+    @contextmanager
+    def first_evaluation(self) -> Iterator[None]:
+        """Put this around the forward pass of ``loss`` before ``step(closure, loss=loss)``.
+
+        It notes random streams and buffers, so that trials repeat this evaluation exactly.
+        Without it all trials of a step share one dropout mask, but not the mask of ``loss``.
+        """
+        replay = Replay(self._devices(), self.module)
+        yield
+        self._outer_replay = replay
+
+    # -- what a user reads --------------------------------------------------------------------
+
+    @property
+    def search_due(self) -> bool:
+        """Whether the next step searches, and so needs a closure."""
+        if max(float(group["lr"]) for group in self.param_groups) == 0.0:
+            return False
+        return self.line_search_class(*self._search_numbers()).due
+
+    @property
+    def step_size(self) -> float:
+        """The step size that the last search found; ``lr`` times it is applied to the weights."""
+        return self.param_groups[0]["step_size"]
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps not taken because the loss, the slope or every trial loss was not finite."""
+        return self.param_groups[0]["skipped_steps"]
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """The last search and the counters as a flat dictionary, for loggers.
+
+        Keys are the same on every call; before the first search ``outcome`` is ``"none"``.
+        """
+        group = self.param_groups[0]
+        last = self.last_search
+        found = last._asdict() if last else {**dict.fromkeys(SearchResult._fields, math.nan)}
+        if last is None:
+            found.update(trials=0, outcome="none")
+        return {
+            **found,
+            "step_size": group["step_size"],
+            **{name: group[name] for name in COUNTERS},
+        }
+
+    # -- groups and checkpoints ---------------------------------------------------------------
+
+    @torch._disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with their own ``lr``, ``betas`` (two), ``eps``, ``weight_decay``.
+
+        The search is one for all groups: a new group takes over its settings and its state.
+
+        Raises:
+            TypeError, ValueError: as the constructor; the optimizer is then as it was.
+        """
+        if self.param_groups and isinstance(param_group, dict):
+            for name in (*SEARCH_SETTINGS, *STATE_NAMES):
+                param_group.setdefault(name, self.param_groups[0][name])
+        super().add_param_group(param_group)
+        try:
+            self._admit(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        if len(betas := group["betas"]) == 3:
+            group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
+        group["search_period"] = arguments.period_bounds(group["search_period"])
+        first = self.param_groups[0]
+        shared = {name: self.defaults[name] for name in SEARCH_SETTINGS}
+        if group is not first:
+            shared = {name: first[name] for name in (*SEARCH_SETTINGS, *STATE_NAMES)}
+        else:
+            shared |= SearchState.fresh(SearchSettings.read_from(shared)).as_dict()
+        for name, value in shared.items():
+            if group.setdefault(name, value) != value:
+                raise ValueError(
+                    f"a parameter group names {name}={group[name]!r}, but the search is one for all "
+                    f"groups and has {value!r}: give {name} to the constructor, or leave it out"
+                )
+        arguments.check_group(group)
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or the state of ``torch.optim.Adam``/``AdamW``.
+
+        Of Adam's, moments and counts are taken over; hyper-parameters stay as they are here, and
+        the search starts afresh.  Moments are copied, keep fp32 and take their weight's strides.
+
+        Raises:
+            ValueError: groups or shapes do not match; nothing is changed then.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        state, groups = loading.read(state_dict, self.param_groups)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: self.__dict__[name] for name in OWN_ATTRIBUTES}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._outer_replay = None
+        self._table = Table(forced_backend(self._backend))
+
+    # -- inside a step ------------------------------------------------------------------------
+
+    def _search_numbers(self) -> tuple[SearchSettings, SearchState]:
+        group = self.param_groups[0]
+        return SearchSettings.read_from(group), SearchState.read_from(group)
+
+    def _remember(self, search: LineSearch) -> None:
+        numbers = (search.finish() if search.outcome else search.plain_step()).as_dict()
+        for group in self.param_groups:
+            group.update(numbers)
+        if search.outcome is not None:
+            self.last_search = search.result
+        if search.gave_up and not self._warned_of_closure:
+            self._warned_of_closure = True
+            warnings.warn(
+                f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step "
+                "was skipped: is the closure a function of the weights alone?",
+                stacklevel=5,
+            )
+
+    def _check_call(self, closure: Closure | None, loss: Any, searching: bool) -> None:
+        if loss is not None:
+            check_loss(loss, "loss")
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"closure must be callable and return the loss, got {type(closure).__name__}; a "
+                "loss that is computed already goes into step(closure, loss=loss)"
+            )
+        if searching and closure is None:
+            raise RuntimeError(
+                "a search is due at this step and needs a closure that computes the loss: call "
+                "step(closure), ask optimizer.search_due beforehand, or build the optimizer with "
+                "search_period=None for no search"
+            )
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
+                "forward and backward only"
+            )
+        distributed = torch.distributed
+        if searching and distributed.is_available() and distributed.is_initialized():
+            if distributed.get_world_size() > 1:
+                raise RuntimeError(
+                    f"{distributed.get_world_size()} ranks run in torch.distributed: each would "
+                    "find its own step size and the ranks would drift apart. Searches run in one "
+                    "process only; search_period=None works with several"
+                )
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _devices(self) -> set[torch.device]:
+        return {parameter.device for parameter in self._parameters()}
+
+    def _replay(self, closure: Closure | None, loss: Tensor | None) -> Replay | None:
+        """Random streams and buffers before this step's first evaluation."""
+        outer, self._outer_replay = self._outer_replay, None
+        if closure is None:
+            return None
+        if loss is None:
+            return Replay(self._devices(), self.module)
+        return outer or Replay(self._devices(), self.module, knows_first=False)
+
+    def _check_replay(self, calls: Evaluations, f0: Tensor) -> None:
+        """Warn where a second evaluation at the same weights gives another loss."""
+        loss = f0.item()
+        if not math.isfinite(loss):
+            return
+        self._replay_checked = True
+        again = calls.trial()
+        tolerance = FLAT_ULPS * torch.finfo(f0.dtype).eps * abs(loss)
+        if not abs(again - loss) <= tolerance:
+            warnings.warn(
+                f"the closure returned the loss {loss:.9g}, and {again:.9g} when it was called "
+                "again for the same weights and random numbers. A line search compares losses of "
+                "one mini-batch: draw the data (next(loader), augmentation) before the closure, "
+                "not in it"
+                + ("" if self.module else ", and pass module=model if a forward changes buffers")
+                + ". check_replay=False silences this.",
+                stacklevel=6,
+            )
+
+    def _warn_of_learning_rate(self) -> None:
+        largest = max(float(group["lr"]) for group in self.param_groups)
+        if largest < arguments.LOWEST_PLAUSIBLE_LR and self.defaults["search_period"] is not None:
+            warnings.warn(
+                f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
+                "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
+                stacklevel=3,
+            )
+
+
+def _to_host(f0: Tensor, slopes: list[Tensor]) -> tuple[float, float]:
+    """Loss and slope as numbers: one copy, and so one wait, where all is on one device."""
+    if all(slope.device == f0.device for slope in slopes):
+        loss, *parts = torch.stack([f0.reshape(()).to(slopes[0].dtype), *slopes]).tolist()
+        return loss, math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
+    return f0.item(), sum(slope.item() for slope in slopes)

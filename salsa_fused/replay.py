@@ -1,0 +1,82 @@
+"""Replays: a trial evaluates the same function as the first evaluation, at other weights.
+
+That takes the same random numbers (dropout) and the same buffers (BatchNorm's running statistics,
+spectral norm's vectors).  :class:`Replay` holds both as they were before the first evaluation and
+as it left them.  However many trials there are, afterwards random streams and buffers stand where
+the first evaluation left them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Snapshot:
+    """The state of all random generators in use, and copies of all buffers."""
+
+    def __init__(self, devices: Iterable[torch.device], module: nn.Module | None) -> None:
+        self.python = random.getstate()
+        self.numpy: Any = None
+        if (numpy := sys.modules.get("numpy")) is not None:
+            self.numpy = numpy.random.get_state()
+        self.cpu = torch.get_rng_state()
+        self.devices = {
+            device: torch.get_device_module(device).get_rng_state(device)
+            for device in devices
+            if device.type != "cpu"
+        }
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+        if module is not None:
+            buffers = [buffer.detach() for buffer in module.buffers()]
+            copies = [torch.empty_like(buffer) for buffer in buffers]
+            if buffers:
+                torch._foreach_copy_(copies, buffers)
+            self.buffers = list(zip(buffers, copies))
+
+    def put_back(self) -> None:
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+        if self.buffers:
+            torch._foreach_copy_(*[list(tensors) for tensors in zip(*self.buffers)])
+
+
+class Replay:
+    """``Replay(...)`` before the first evaluation, :meth:`end_first` after it.
+
+    Then :meth:`rewind` before every further one, and at last :meth:`resume`; or :meth:`rewind`
+    alone where the step is undone.
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[torch.device],
+        module: nn.Module | None,
+        *,
+        knows_first: bool = True,  # made before the first evaluation, not after it
+    ) -> None:
+        self.knows_first = knows_first
+        self._devices = list(devices)
+        self._module = module
+        self._before = _Snapshot(self._devices, module)
+        self._after: _Snapshot | None = None
+
+    def end_first(self) -> None:
+        self._after = _Snapshot(self._devices, self._module)
+
+    def rewind(self) -> None:
+        """Random streams and buffers as before the first evaluation."""
+        self._before.put_back()
+
+    def resume(self) -> None:
+        """Random streams and buffers as the first evaluation left them."""
+        (self._after or self._before).put_back()

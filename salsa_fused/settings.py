@@ -1,0 +1,17 @@
+"""Named settings of :class:`~salsa_fused.FusedSaLSa`: ``FusedSaLSa(params, **settings.PAPER)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "c": 0.3,
+    "betas": (0.9, 0.999, 0.99),
+    "backtrack": 0.9,
+    "growth": 2 ** (1 / 500),
+    "growth_per": "step",
+    "init_step_size": 0.1,
+    "schedule": "rate",
+    "search_period": (1, 10),
+}
+"""The constants of arXiv 2407.20650, sections II to III-E; a search starts from 0.1."""

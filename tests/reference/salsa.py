@@ -1,0 +1,322 @@
+"""Adam + SaLSa in float64, in the paper's symbols. To be read beside the paper, not to be fast.
+
+f0, g     loss and gradient at the weights w     eta    step size
+d, slope  direction tried, -<g, d>               h, s   smoothed loss decrease and slope
+c         Armijo's constant                      L      a search runs every L steps
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+LossAndGrads = Callable[[list[Array]], tuple[float, list[Array | None]]]
+LossAt = Callable[[list[Array]], float]
+
+DEFAULTS: dict[str, Any] = {
+    "beta3": 0.99,
+    "c": 0.5,
+    "backtrack": 0.7,
+    "growth": 2 ** (1 / 20),
+    "growth_per": "search",
+    "init_step_size": 1.0,
+    "schedule": "doubling",
+    "search_period": (1, 10),
+    "max_trials": 10,
+}
+PAPER: dict[str, Any] = {
+    **DEFAULTS,
+    "c": 0.3,
+    "backtrack": 0.9,
+    "growth": 2 ** (1 / 500),
+    "growth_per": "step",
+    "init_step_size": 0.1,
+    "schedule": "rate",
+}
+GROUP = {"lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "betas": (0.9, 0.999)}
+
+FIRST_STEPS = 10  # all of these search
+FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
+MAX_DOUBLINGS = 30
+
+
+class Trial(NamedTuple):
+    eta: float
+    f1: float
+    lhs: float  # h'
+    rhs: float  # c eta s'
+
+
+@dataclass
+class Record:
+    """What one step did. `searched`: a search was due, even if it ended before a trial."""
+
+    searched: bool
+    outcome: str | None  # accepted, flat, exhausted, non_finite; None on a plain step
+    loss: float
+    step_size: float  # eta after the step
+    skipped: bool = False
+    slope: float | None = None  # None where no search was due
+    trial_loss: float | None = None  # the accepted trial's
+    trials: list[Trial] = field(default_factory=list)
+
+
+class ReferenceSaLSa:
+    def __init__(
+        self,
+        params: list[Array],
+        groups: list[dict[str, Any]] | None = None,
+        *,
+        beta3: float = DEFAULTS["beta3"],
+        c: float = DEFAULTS["c"],
+        backtrack: float = DEFAULTS["backtrack"],
+        growth: float = DEFAULTS["growth"],
+        growth_per: str = DEFAULTS["growth_per"],
+        init_step_size: float = DEFAULTS["init_step_size"],
+        schedule: str = DEFAULTS["schedule"],
+        search_period: tuple[int, int] | int | None = DEFAULTS["search_period"],
+        max_trials: int = DEFAULTS["max_trials"],
+    ) -> None:
+        self.params = [np.array(w, dtype=np.float64) for w in params]
+        groups = [{"params": range(len(params))}] if groups is None else groups
+        self.groups = [{**GROUP, **group} for group in groups]
+        assert sorted(i for group in self.groups for i in group["params"]) == [*range(len(params))]
+        assert growth_per in ("search", "step") and schedule in ("doubling", "rate")
+        self.beta3, self.c = beta3, c
+        self.backtrack, self.growth, self.growth_per = backtrack, growth, growth_per
+        self.init_step_size, self.schedule = init_step_size, schedule
+        self.max_trials = max_trials
+        if isinstance(search_period, int):
+            search_period = (search_period, search_period)
+        self.search_period = search_period
+        self.L_min, self.L_max = search_period or (1, 1)
+
+        self.m = [np.zeros_like(w) for w in self.params]
+        self.v = [np.zeros_like(w) for w in self.params]
+        self.t = [0 for _ in self.params]
+
+        self.eta = init_step_size
+        self.h = 0.0
+        self.s = 0.0
+        self.L = self.L_min
+        self.E_fast = 1e-8  # a = 0.9
+        self.E_slow = 1e-8  # a = 0.99
+        self.accepted_once = False
+        self.located = False  # False again after an exhausted search
+        self.steps = 0
+        self.since_search = 0  # steps taken since the last search, the present one not counted
+        self.skipped_steps = 0
+        self.warned = False
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def step(
+        self, loss_and_grads: LossAndGrads, loss_at: LossAt, resolution: float = 8 * 2**-52
+    ) -> Record:
+        f0, grads = loss_and_grads([w.copy() for w in self.params])
+        f0 = float(f0)
+        g = [None if gi is None else np.array(gi, dtype=np.float64) for gi in grads]
+        if all(gi is None for gi in g):
+            return Record(False, None, f0, self.eta)
+        if not self.search_due:
+            if not math.isfinite(f0):
+                return self._skip(Record(False, "non_finite", f0, self.eta))
+            self._adam_step(g)
+            self._count(searched=False)
+            return Record(False, None, f0, self.eta)
+        d, slope = self._direction(g)
+        record = Record(True, None, f0, self.eta, slope=slope)
+        if not (math.isfinite(f0) and math.isfinite(slope)):
+            record.outcome = "non_finite"
+            return self._skip(record)
+        self._search(record, d, slope, loss_at, resolution)
+        if record.skipped:
+            return self._skip(record)
+        self._adam_step(g)
+        self._count(searched=True)
+        record.step_size = self.eta
+        return record
+
+    @property
+    def max_lr(self) -> float:
+        return max(group["lr"] for group in self.groups)
+
+    @property
+    def search_due(self) -> bool:
+        if self.search_period is None or self.max_lr == 0:
+            return False
+        return self.steps < FIRST_STEPS or self.since_search + 1 >= self.L
+
+    def _count(self, searched: bool) -> None:
+        self.steps += 1
+        self.since_search = 0 if searched else self.since_search + 1
+
+    def _skip(self, record: Record) -> Record:
+        self.skipped_steps += 1
+        record.skipped = True
+        record.step_size = self.eta
+        return record
+
+    # -- Adam -----------------------------------------------------------------------------------
+
+    def _moments(self, i: int, gi: Array, betas: tuple[float, float]) -> tuple[Array, Array]:
+        beta1, beta2 = betas
+        m = beta1 * self.m[i] + (1 - beta1) * gi
+        v = beta2 * self.v[i] + (1 - beta2) * gi * gi
+        return m, v
+
+    def _direction(self, g: list[Array | None]) -> tuple[list[Array | None], float]:
+        """(3): beta1 = 0, with v_hat as it will be after this step; lr relative to the largest."""
+        d: list[Array | None] = [None] * len(g)
+        slope = 0.0
+        for group in self.groups:
+            factor = group["lr"] / self.max_lr
+            for i in group["params"]:
+                gi = g[i]
+                if gi is None:
+                    continue
+                _, v = self._moments(i, gi, group["betas"])
+                v_hat = v / (1 - group["betas"][1] ** (self.t[i] + 1))
+                with np.errstate(invalid="ignore"):  # inf / inf: the step will be skipped
+                    di = -factor * gi / (np.sqrt(v_hat) + group["eps"])
+                d[i] = di
+                slope -= float(np.sum(gi * di))
+        return d, slope
+
+    def _adam_step(self, g: list[Array | None]) -> None:
+        """(2) with the step size found; the only place where w, m, v and t change."""
+        for group in self.groups:
+            beta1, beta2 = group["betas"]
+            for i in group["params"]:
+                gi = g[i]
+                if gi is None:
+                    continue
+                w = self.params[i]
+                self.t[i] += 1
+                self.m[i], self.v[i] = self._moments(i, gi, group["betas"])
+                m_hat = self.m[i] / (1 - beta1 ** self.t[i])
+                v_hat = self.v[i] / (1 - beta2 ** self.t[i])
+                bracket = m_hat / (np.sqrt(v_hat) + group["eps"]) + group["weight_decay"] * w
+                self.params[i] = w - group["lr"] * self.eta * bracket
+
+    # -- the search -----------------------------------------------------------------------------
+
+    def _search(
+        self,
+        record: Record,
+        d: list[Array | None],
+        slope: float,
+        loss_at: LossAt,
+        resolution: float,
+    ) -> None:
+        f0 = record.loss
+        if slope == 0:
+            record.outcome = "flat"
+            return
+        s1 = self.beta3 * self.s + (1 - self.beta3) * slope
+
+        def attempt(eta: float) -> str:
+            moved = [
+                w.copy() if di is None else w + eta * di
+                for w, di in zip(self.params, d, strict=True)
+            ]
+            f1 = float(loss_at(moved))
+            h1 = self.beta3 * self.h + (1 - self.beta3) * (f0 - f1)
+            trial = Trial(eta, f1, h1, self.c * eta * s1)
+            record.trials.append(trial)
+            if not math.isfinite(f1):
+                return "rejected"
+            if max(self.c * eta * slope, abs(f0 - f1)) < resolution * abs(f0):
+                return "flat"
+            return "accepted" if trial.lhs >= trial.rhs else "rejected"
+
+        exponent = 1 if self.growth_per == "search" else self.since_search + 1
+        eta = self.eta * self.growth**exponent
+        verdict = attempt(eta)
+        if not self.located and verdict != "rejected":
+            self._double(record, verdict, attempt, s1)
+            return
+
+        shrink = self.backtrack if self.located else min(self.backtrack, 0.5)
+        limit = self.max_trials if self.accepted_once else FIRST_REJECTIONS
+        rejections = 0
+        while verdict == "rejected":
+            rejections += 1
+            if rejections >= limit:
+                self._exhausted(record, s1)
+                return
+            eta *= shrink
+            verdict = attempt(eta)
+        if verdict == "accepted":
+            self._accepted(record, record.trials[-1], s1, rejections)
+        else:
+            record.outcome = "flat"
+            if rejections > 0:  # at the first trial: eta without the growth
+                self.eta = eta
+
+    def _double(
+        self, record: Record, verdict: str, attempt: Callable[[float], str], s1: float
+    ) -> None:
+        last_accepted = record.trials[-1] if verdict == "accepted" else None
+        for _ in range(MAX_DOUBLINGS):
+            verdict = attempt(2 * record.trials[-1].eta)
+            if verdict == "rejected":
+                break
+            if verdict == "accepted":
+                last_accepted = record.trials[-1]
+        if last_accepted is None:
+            record.outcome = "flat"
+        else:
+            self._accepted(record, last_accepted, s1, rejections=1)
+
+    def _accepted(self, record: Record, trial: Trial, s1: float, rejections: int) -> None:
+        record.outcome = "accepted"
+        record.trial_loss = trial.f1
+        self.eta, self.h, self.s = trial.eta, trial.lhs, s1
+        self.accepted_once = self.located = True
+        self._update_period(rejections)
+
+    def _exhausted(self, record: Record, s1: float) -> None:
+        finite = [trial.f1 for trial in record.trials if math.isfinite(trial.f1)]
+        record.outcome = "exhausted" if finite else "non_finite"
+        if not self.accepted_once:
+            record.skipped = True
+            if not self.warned:
+                self.warned = True
+                smallest = record.trials[-1].eta
+                warnings.warn(
+                    f"no step down to the size {smallest:.1e} lowered the loss: "
+                    "is the closure a function of the weights alone?",
+                    stacklevel=4,
+                )
+            return
+        self.eta /= 2
+        if not finite:
+            record.skipped = True
+            return
+        # max: with a negative h no step would ever be accepted again
+        decrease = max(record.loss - finite[-1], 0.0)
+        self.h = self.beta3 * self.h + (1 - self.beta3) * decrease
+        self.s = s1
+        self.L = self.L_min
+        self.located = False
+
+    def _update_period(self, rejections: int) -> None:
+        L_min, L_max = self.L_min, self.L_max
+        if self.schedule == "doubling":
+            if rejections == 0:
+                self.L = min(L_max, 2 * self.L)
+            elif rejections <= 2:
+                self.L = max(L_min, self.L // 2)
+            else:
+                self.L = L_min
+            return
+        self.E_fast = 0.9 * self.E_fast + (1 - 0.9) * self.eta
+        self.E_slow = 0.99 * self.E_slow + (1 - 0.99) * self.eta
+        r = self.E_fast / self.E_slow
+        r = 1 / r if r < 1 else r
+        self.L = L_max if r == 1 else min(max(round(1 / (r - 1)), L_min), L_max)
