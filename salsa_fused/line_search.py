@@ -95,7 +95,7 @@ class SearchResult(NamedTuple):
     ``trial_loss`` is the loss at the trial that ended the search (``nan`` without a trial),
     ``step_size`` the step size after it.  ``outcome``: *accepted*; *flat*, the losses differ by
     no more than rounding; *exhausted*, every trial was rejected; *non_finite*, the step was
-    skipped because the loss or the slope was not finite.
+    skipped because the loss, the slope or the loss of every trial was not finite.
     """
 
     trials: int
@@ -199,7 +199,7 @@ class LineSearch:
         if self.outcome is None or self.trying:
             raise RuntimeError("the search has not ended: report() until trying is false")
         after = replace(self._after, total_trials=self.state.total_trials + self.trials)
-        if self.outcome != "non_finite":
+        if self.trials > 0 or not self.skipped:
             after.searches += 1
         if self.skipped:
             after.skipped_steps += 1
@@ -219,7 +219,7 @@ class LineSearch:
     @property
     def gave_up(self) -> bool:
         """No step size has ever been accepted, however small: the closure is suspect."""
-        return self.outcome == "exhausted" and not self.state.accepted_once
+        return self.skipped and self.rejections > 0 and not self.state.accepted_once
 
     # -- the rules ----------------------------------------------------------------------------
 
@@ -281,8 +281,11 @@ class LineSearch:
 
     def moved_means(self, step_size: float) -> tuple[float, float]:
         """Equation (8): the means of the accepted step sizes, 0.9 the fast and 0.99 the slow."""
-        state = self.state
-        return 0.9 * state.fast_mean + 0.1 * step_size, 0.99 * state.slow_mean + 0.01 * step_size
+
+        def moved(mean: float, a: float) -> float:
+            return a * mean + (1.0 - a) * step_size
+
+        return moved(self.state.fast_mean, 0.9), moved(self.state.slow_mean, 0.99)
 
     # -- how a search ends --------------------------------------------------------------------
 
@@ -333,24 +336,24 @@ class LineSearch:
 
     def _exhaust(self) -> None:
         state, last = self.state, self._last_finite_loss
+        outcome: Outcome = "non_finite" if last is None else "exhausted"
         if not state.accepted_once:
-            self._skip("exhausted", state)
+            self._skip(outcome, state)
         elif last is None:
-            self._skip("exhausted", replace(state, step_size=state.step_size / 2, located=False))
+            self._skip(outcome, replace(state, step_size=state.step_size / 2, located=False))
         else:
             self.trial_loss = last
+            # never negative: with a negative h no step would ever be accepted again
+            decrease = max(self.loss - last, 0.0)
             after = replace(
                 state,
                 step_size=state.step_size / 2,
-                # never negative: with a negative h no step would ever be accepted again
-                smoothed_decrease=self.smoothed(
-                    state.smoothed_decrease, max(self.loss - last, 0.0)
-                ),
+                smoothed_decrease=self.smoothed(state.smoothed_decrease, decrease),
                 smoothed_slope=self._smoothed_slope,
                 period=self._period_bounds[0],
                 located=False,
             )
-            self._end("exhausted", after)
+            self._end(outcome, after)
 
     def _skip(self, outcome: Outcome, after: SearchState) -> None:
         self.skipped = True

@@ -253,9 +253,9 @@ def test_locating_doubles_through_flat():
 
 def test_flat_then_rejected_while_locating():
     opt = scalar(located=False, growth=2.0, init_step_size=1e-16)
-    record = opt.step(given(1.0, 1.0), script(1.0, 2.0))
-    assert record.outcome == "flat" and len(record.trials) == 2
-    assert opt.eta == 1e-16 and not opt.located
+    record = opt.step(given(1.0, 1.0), script(1.0, 2.0, 1.0))
+    assert [trial.eta for trial in record.trials] == approx([2e-16, 4e-16, 2e-16])
+    assert record.outcome == "flat" and opt.eta == approx(2e-16) and not opt.located
 
 
 def test_nothing_but_flat_while_locating():

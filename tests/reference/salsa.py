@@ -238,8 +238,10 @@ class ReferenceSaLSa:
         eta = self.eta * self.growth**exponent
         verdict = attempt(eta)
         if not self.located and verdict != "rejected":
-            self._double(record, verdict, attempt, s1)
-            return
+            verdict = self._double(record, verdict, attempt, s1)
+            if record.outcome is not None:
+                return
+            eta = record.trials[-1].eta  # flat, then rejected: back-track from there
 
         shrink = self.backtrack if self.located else min(self.backtrack, 0.5)
         limit = self.max_trials if self.accepted_once else FIRST_REJECTIONS
@@ -260,7 +262,7 @@ class ReferenceSaLSa:
 
     def _double(
         self, record: Record, verdict: str, attempt: Callable[[float], str], s1: float
-    ) -> None:
+    ) -> str:
         last_accepted = record.trials[-1] if verdict == "accepted" else None
         for _ in range(MAX_DOUBLINGS):
             verdict = attempt(2 * record.trials[-1].eta)
@@ -268,10 +270,11 @@ class ReferenceSaLSa:
                 break
             if verdict == "accepted":
                 last_accepted = record.trials[-1]
-        if last_accepted is None:
-            record.outcome = "flat"
-        else:
+        if last_accepted is not None:
             self._accepted(record, last_accepted, s1, rejections=1)
+        elif verdict == "flat":
+            record.outcome = "flat"
+        return verdict
 
     def _accepted(self, record: Record, trial: Trial, s1: float, rejections: int) -> None:
         record.outcome = "accepted"
@@ -295,6 +298,7 @@ class ReferenceSaLSa:
                 )
             return
         self.eta /= 2
+        self.located = False
         if not finite:
             record.skipped = True
             return
@@ -303,7 +307,6 @@ class ReferenceSaLSa:
         self.h = self.beta3 * self.h + (1 - self.beta3) * decrease
         self.s = s1
         self.L = self.L_min
-        self.located = False
 
     def _update_period(self, rejections: int) -> None:
         L_min, L_max = self.L_min, self.L_max

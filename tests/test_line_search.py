@@ -1,0 +1,359 @@
+"""Every rule of the search, on scripted losses and without a tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from salsa_fused import settings
+from salsa_fused.line_search import LineSearch, SearchSettings, SearchState
+
+DEFAULTS = SearchSettings()
+PAPER = SearchSettings(
+    **{k: v for k, v in settings.PAPER.items() if k != "betas"}, beta3=settings.PAPER["betas"][2]
+)
+EPS = 2.0**-52
+NAN = math.nan
+BAD, GOOD = 1e4, -1e4  # rejected and accepted, at any step size tried here
+approx = pytest.approx
+
+# settled: the order of magnitude is known, and the first ten steps are over
+SETTLED = SearchState(
+    step_size=0.5,
+    smoothed_decrease=0.2,
+    smoothed_slope=1.0,
+    period=4,
+    steps=50,
+    steps_since_search=3,
+    located=True,
+    accepted_once=True,
+)
+
+
+def search(state=SETTLED, losses=(), *, loss=1.0, slope=1.0, settings=DEFAULTS, eps=EPS):
+    """Run one search on trial losses: a list (its last element repeats) or a function of eta."""
+    done = LineSearch(settings, state)
+    done.tried = []
+    first = done.first_trial()
+    done.start_from(loss, slope, eps)
+    left = [] if callable(losses) else list(losses)
+    while done.trying:
+        assert done.tried or done.step_size == first
+        done.tried.append(done.step_size)
+        trial_loss = losses(done.step_size) if callable(losses) else left[0]
+        left = left[1:] if len(left) > 1 else left
+        done.report(trial_loss)
+    return done
+
+
+def smooth(before, now, beta3=0.99):
+    return beta3 * before + (1 - beta3) * now
+
+
+# -- when a search is due ---------------------------------------------------------------------
+
+
+def test_the_first_ten_steps_search_whatever_the_period():
+    due = [LineSearch(DEFAULTS, SearchState(1.0, period=10, steps=n)).due for n in range(12)]
+    assert due == [True] * 10 + [False] * 2
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_then_every_l_steps(period):
+    state = replace(SETTLED, period=period, steps_since_search=0)
+    gap = 1
+    while not LineSearch(DEFAULTS, state).due:
+        state = LineSearch(DEFAULTS, state).plain_step()
+        gap += 1
+    assert gap == period
+
+
+def test_never_without_a_period():
+    settings = DEFAULTS._replace(search_period=None)
+    assert not LineSearch(settings, SearchState.fresh(settings)).due
+
+
+def test_a_plain_step_counts_and_changes_nothing_else():
+    after = LineSearch(DEFAULTS, SETTLED).plain_step()
+    assert after == replace(SETTLED, steps=51, steps_since_search=4)
+
+
+# -- the first trial --------------------------------------------------------------------------
+
+
+def test_growth_per_search_and_per_step():
+    assert search(losses=[GOOD]).tried == [approx(0.5 * 2 ** (1 / 20))]
+    per_step = PAPER._replace(growth=1.1)
+    assert search(losses=[GOOD], settings=per_step).tried == [approx(0.5 * 1.1**4)]
+
+
+def test_growth_per_step_is_growth_per_search_where_every_step_searches():
+    for state in (SearchState.fresh(PAPER), replace(SETTLED, steps_since_search=0)):
+        both = [
+            LineSearch(PAPER._replace(growth_per=per), state).first_trial()
+            for per in ("search", "step")
+        ]
+        assert both[0] == both[1]
+
+
+# -- the criterion ----------------------------------------------------------------------------
+
+
+def test_the_boundary_of_the_criterion():
+    eta, s = 0.5 * DEFAULTS.growth, smooth(1.0, 3.0)
+    enough = (0.5 * eta * s - 0.99 * 0.2) / 0.01  # f0 - f1 for equality
+    accepted = search(losses=[1.0 - enough - 1e-9], slope=3.0)
+    rejected = search(losses=[1.0 - enough + 1e-9, GOOD], slope=3.0)
+    assert (accepted.outcome, accepted.trials) == ("accepted", 1)
+    assert (rejected.outcome, rejected.trials) == ("accepted", 2)
+    after = accepted.finish()
+    assert after.smoothed_decrease == approx(smooth(0.2, enough + 1e-9))
+    assert after.smoothed_slope == approx(s)
+    assert after.step_size == approx(eta)
+    assert (after.steps, after.steps_since_search) == (51, 0)
+
+
+def test_a_rejection_shrinks_and_leaves_h_and_s_alone():
+    done = search(losses=[BAD, BAD, GOOD])
+    assert done.tried == approx([0.5 * DEFAULTS.growth * 0.7**j for j in range(3)])
+    after = done.finish()
+    assert after.smoothed_decrease == approx(smooth(0.2, 1.0 - GOOD))  # of the accepted trial alone
+    assert after.smoothed_slope == approx(smooth(1.0, 1.0))
+    assert done.result == (3, "accepted", 1.0, GOOD, 1.0, after.step_size)
+
+
+def test_nothing_changes_before_the_end():
+    state = replace(SETTLED)
+    done = LineSearch(DEFAULTS, state)
+    done.first_trial()
+    done.start_from(1.0, 1.0, EPS)
+    done.report(BAD)
+    assert state == SETTLED
+    with pytest.raises(RuntimeError, match="has not ended"):
+        done.finish()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_trial_that_is_not_finite_is_rejected(bad):
+    done = search(losses=[bad, GOOD])
+    assert (done.outcome, done.trials, done.rejections) == ("accepted", 2, 1)
+
+
+def test_a_negative_loss_is_searched_like_any_other():
+    shifted = search(losses=lambda eta: -100.0 - eta, loss=-100.0)
+    plain = search(losses=lambda eta: 1.0 - eta, loss=1.0)
+    assert shifted.tried == plain.tried
+    assert shifted.finish().smoothed_decrease == approx(plain.finish().smoothed_decrease)
+
+
+# -- flat -------------------------------------------------------------------------------------
+
+
+def test_flat_at_the_first_trial_keeps_neither_growth_nor_means():
+    done = search(losses=[1e20], loss=1e20)
+    assert (done.outcome, done.trials, done.step_size) == ("flat", 1, 0.5)
+    expected = replace(SETTLED, steps=51, steps_since_search=0, searches=1, total_trials=1)
+    assert done.finish() == expected
+
+
+def test_flat_later_keeps_the_step_size_tried_last():
+    done = search(losses=[3e20, 1e20], loss=1e20)
+    assert done.outcome == "flat"
+    assert done.finish().step_size == approx(0.5 * DEFAULTS.growth * 0.7)
+
+
+def test_flat_needs_both_sides_below_the_resolution():
+    loss = 1.0 / (8 * EPS)  # resolution 1
+    settings = DEFAULTS._replace(growth=1.0)
+    small = replace(SETTLED, step_size=1.0)
+    assert search(small, [loss], loss=loss, slope=1.9, settings=settings).outcome == "flat"
+    done = search(small, [loss], loss=loss, slope=2.1, settings=settings)
+    assert done.trials == 2  # the first was rejected
+    done = search(small, [loss - 1.5], loss=loss, slope=1.9, settings=settings)
+    assert done.outcome != "flat"
+
+
+def test_the_resolution_is_that_of_the_loss_dtype():
+    losses = [1.0 - 1e-3]
+    small = replace(SETTLED, step_size=1e-3, smoothed_decrease=1.0)
+    assert search(small, losses, eps=2.0**-8).outcome == "flat"  # bfloat16
+    assert search(small, losses, eps=2.0**-23).outcome == "accepted"
+
+
+def test_slope_zero_is_flat_without_a_trial():
+    done = search(slope=0.0)
+    assert (done.outcome, done.trials, done.skipped) == ("flat", 0, False)
+    assert done.finish() == replace(SETTLED, steps=51, steps_since_search=0, searches=1)
+
+
+def test_a_loss_of_zero_is_never_flat():
+    assert search(losses=[0.0], loss=0.0).outcome == "accepted"
+
+
+# -- locating ---------------------------------------------------------------------------------
+
+LOST = replace(SETTLED, located=False)
+
+
+def test_locating_halves():
+    done = search(LOST, [BAD, BAD, GOOD])
+    assert done.tried == approx([0.5 * DEFAULTS.growth * 0.5**j for j in range(3)])
+
+
+def test_locating_never_shrinks_less_than_backtrack():
+    done = search(LOST, [BAD, GOOD], settings=DEFAULTS._replace(backtrack=0.3))
+    assert done.tried[1] == approx(0.3 * done.tried[0])
+
+
+def test_locating_doubles_until_a_rejection_and_takes_the_last_accepted():
+    losses = [GOOD, GOOD, GOOD / 2, BAD]
+    done = search(LOST, losses)
+    first = 0.5 * DEFAULTS.growth
+    assert done.tried == approx([first, 2 * first, 4 * first, 8 * first])
+    after = done.finish()
+    assert (done.outcome, after.step_size) == ("accepted", approx(4 * first))
+    assert after.smoothed_decrease == approx(smooth(0.2, 1.0 - GOOD / 2))
+    assert done.result.trial_loss == GOOD / 2
+    assert after.located
+    assert after.period == 2  # one rejection: 4 // 2
+
+
+def test_locating_from_far_below_climbs_through_flat_ground():
+    state = SearchState.fresh(DEFAULTS._replace(init_step_size=1e-20))
+    done = search(state, lambda eta: 1.0 - eta if eta < 1e-13 else BAD)
+    assert done.outcome == "accepted"
+    assert 2e-14 < done.finish().step_size < 1e-13
+
+
+def test_thirty_doublings_at_most():
+    done = search(LOST, lambda eta: -1e3 * eta)
+    assert done.trials == 31
+    assert done.finish().step_size == approx(0.5 * DEFAULTS.growth * 2.0**30)
+
+
+def test_thirty_doublings_and_nothing_but_flat():
+    done = search(LOST, [1e30], loss=1e30)
+    assert (done.outcome, done.trials) == ("flat", 31)
+    after = done.finish()
+    assert (after.step_size, after.located) == (0.5, False)
+
+
+def test_flat_then_rejected_back_tracks_from_there():
+    done = search(LOST, [1.0, 2.0, 1.0], slope=1e-16)
+    first = 0.5 * DEFAULTS.growth
+    assert done.tried == approx([first, 2 * first, first])
+    assert done.outcome == "flat"
+    assert not done.finish().located
+
+
+def test_located_by_an_accepted_search_only():
+    assert search(LOST, [GOOD, BAD]).finish().located
+    assert not search(LOST, [BAD, 1.0], slope=1e-17).finish().located
+
+
+# -- exhausted --------------------------------------------------------------------------------
+
+
+def test_exhausted_after_max_trials():
+    done = search(losses=[BAD])
+    assert (done.outcome, done.trials, done.skipped) == ("exhausted", 10, False)
+    after = done.finish()
+    assert after.step_size == done.step_size == 0.25
+    assert after.smoothed_decrease == approx(0.99 * 0.2)  # a negative decrease counts as none
+    assert after.smoothed_slope == approx(smooth(1.0, 1.0))
+    assert (after.period, after.steps_since_search, after.located) == (1, 0, False)
+    assert after.accepted_once
+
+
+def test_exhausted_keeps_a_decrease_that_was_too_small():
+    state = replace(SETTLED, smoothed_decrease=0.0)
+    done = search(state, [0.9999] * 8 + [0.999, NAN])
+    assert done.outcome == "exhausted"
+    assert done.finish().smoothed_decrease == approx(0.01 * 0.001)  # of the last finite trial
+
+
+def test_exhausted_without_a_finite_loss_skips():
+    done = search(losses=[NAN])
+    assert (done.outcome, done.trials, done.skipped) == ("non_finite", 10, True)
+    assert done.finish() == replace(
+        SETTLED, step_size=0.25, located=False, skipped_steps=1, searches=1, total_trials=10
+    )
+    assert LineSearch(DEFAULTS, done.finish()).due
+
+
+@pytest.mark.parametrize("bad", [BAD, NAN])
+def test_a_hundred_rejections_before_the_first_acceptance(bad):
+    state = SearchState.fresh(DEFAULTS)
+    assert search(state, [bad] * 99 + [GOOD]).outcome == "accepted"
+    done = search(state, [bad])
+    assert done.trials == 100
+    assert done.skipped
+    assert done.gave_up
+    assert done.finish() == replace(state, skipped_steps=1, searches=1, total_trials=100)
+
+
+def test_max_trials_once_a_search_was_accepted():
+    lost = replace(LOST, accepted_once=True)
+    done = search(lost, [BAD], settings=DEFAULTS._replace(max_trials=3))
+    assert (done.outcome, done.trials, done.gave_up) == ("exhausted", 3, False)
+
+
+# -- skipped ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "slope"), [(NAN, 1.0), (math.inf, 1.0), (1.0, NAN)])
+def test_a_loss_or_slope_that_is_not_finite_skips(loss, slope):
+    done = search(loss=loss, slope=slope)
+    assert (done.outcome, done.trials, done.skipped) == ("non_finite", 0, True)
+    assert done.finish() == replace(SETTLED, skipped_steps=1)
+    assert LineSearch(DEFAULTS, done.finish()).due
+
+
+# -- the period -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rejections", "period"), [(0, 8), (1, 2), (2, 2), (3, 1), (6, 1)]
+)
+def test_doubling_schedule(rejections, period):
+    done = search(losses=[BAD] * rejections + [GOOD])
+    assert done.finish().period == period
+
+
+def test_doubling_schedule_stays_within_its_bounds():
+    settings = DEFAULTS._replace(search_period=(3, 6))
+    assert SearchState.fresh(settings).period == 3
+    assert search(losses=[GOOD], settings=settings).finish().period == 6
+    assert search(losses=[BAD, GOOD], settings=settings).finish().period == 3
+    assert search(losses=[BAD] * 3 + [GOOD], settings=settings).finish().period == 3
+
+
+def rate_period(fast, slow, eta, bounds=(1, 10)):
+    settings = PAPER._replace(growth=1.0, search_period=bounds)
+    state = replace(SETTLED, step_size=eta, fast_mean=fast, slow_mean=slow)
+    after = search(state, [GOOD], settings=settings).finish()
+    assert after.fast_mean == approx(0.9 * fast + 0.1 * eta)
+    assert after.slow_mean == approx(0.99 * slow + 0.01 * eta)
+    return after.period
+
+
+def test_rate_schedule():
+    assert rate_period(1.0, 1.0, 1.0) == 10  # r = 1: no change at all
+    assert rate_period(1.2, 1.0, 1.0) == 6  # r = 1.18: 1 / 0.18 = 5.56
+    assert rate_period(0.8, 1.0, 1.0) == 5  # r = 0.82, inverted 1.2195: 4.56
+    assert rate_period(1e-8, 1e-8, 1.0) == 1  # the first search: r = 10
+    assert rate_period(1.2, 1.0, 1.0, bounds=(1, 4)) == 4
+    assert rate_period(9.0, 1.0, 1.0, bounds=(3, 4)) == 3
+
+
+def test_the_means_move_with_accepted_searches_only():
+    settings = PAPER._replace(search_period=(1, 10))
+    assert search(losses=[BAD], settings=settings).finish().fast_mean == SETTLED.fast_mean
+
+
+def test_the_state_is_plain_numbers():
+    numbers = search(losses=[GOOD]).finish().as_dict()
+    assert SearchState.read_from(numbers).as_dict() == numbers
+    assert all(type(value) in (int, float, bool) for value in numbers.values())
