@@ -101,6 +101,7 @@ class FusedSaLSa(Optimizer):
     """
 
     line_search_class = LineSearch
+    table_class = Table
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class FusedSaLSa(Optimizer):
         self.check_replay = check_replay
         self.last_search: SearchResult | None = None
         self._backend = backend
-        self._table = Table(forced_backend(backend))
+        self._table = self.table_class(forced_backend(backend))
         self._replay_checked = False
         self._warned_of_closure = False
         self._outer_replay: Replay | None = None  # of first_evaluation()
@@ -294,7 +295,8 @@ class FusedSaLSa(Optimizer):
             raise
 
     def _admit(self, group: dict[str, Any]) -> None:
-        if len(betas := group["betas"]) == 3:
+        betas = group["betas"]
+        if isinstance(betas, (tuple, list)) and len(betas) == 3:
             group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
         group["search_period"] = arguments.period_bounds(group["search_period"])
         first = self.param_groups[0]
@@ -336,7 +338,7 @@ class FusedSaLSa(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._outer_replay = None
-        self._table = Table(forced_backend(self._backend))
+        self._table = self.table_class(forced_backend(self._backend))
 
     # -- inside a step ------------------------------------------------------------------------
 

@@ -1,0 +1,147 @@
+"""A small noisy problem that brings every rule of the search into play, for both sides alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from reference import ReferenceSaLSa
+from torch import Tensor
+
+from salsa_fused import FusedSaLSa
+from salsa_fused.line_search import SearchSettings
+
+SHAPES = [(6, 8), (8,), (8, 3), (3,), ()]
+GROUPS = [  # of parameter indices
+    {"params": [0, 1], "lr": 0.5, "weight_decay": 0.02},
+    {"params": [2], "lr": 1.0},
+    {"params": [3, 4], "lr": 0.25, "betas": (0.8, 0.99), "eps": 1e-6},
+]
+
+
+class NoisyProblem:
+    """Mini-batches of a two-layer regression with label noise and dropout.
+
+    On some steps the trials' losses are ten too high (the search is exhausted), or a large
+    constant hides every difference (flat); on some the last parameter has no gradient.
+    """
+
+    def __init__(self, seed: int = 0, events: bool = True) -> None:
+        self.events = events
+        random = np.random.default_rng(seed)
+        self.start = [0.5 * random.standard_normal(shape) for shape in SHAPES]
+        self.inputs = torch.from_numpy(random.standard_normal((256, 6)))
+        targets = np.tanh(self.inputs.numpy() @ random.standard_normal((6, 3)))
+        self.targets = torch.from_numpy(targets + 0.3 * random.standard_normal((256, 3)))
+
+    def loss(self, weights: list[Tensor], step: int) -> Tensor:
+        dtype = weights[0].dtype
+        chosen = np.random.default_rng(1000 + step).integers(0, 256, 16)
+        x, y = self.inputs[chosen].to(dtype), self.targets[chosen].to(dtype)
+        hidden = torch.tanh(x @ weights[0] + weights[1])
+        keep = torch.rand(8, dtype=torch.float64) < 0.8  # from torch's own stream
+        out = (hidden * keep.to(dtype)) @ weights[2] + weights[3]
+        if step % 7 != 3:
+            out = out * torch.exp(weights[4])
+        loss = (out - y).square().mean()
+        if self.events and 45 <= step % 60 < 50:
+            loss = loss + 2.0 ** (20 if dtype == torch.float32 else 50)
+        return loss
+
+    def closure(self, weights: list[Tensor], step: int):
+        evaluations = 0
+
+        def closure() -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            loss = self.loss(weights, step)
+            return loss + 10.0 if self.is_bad(step) and evaluations > 1 else loss
+
+        return closure
+
+    def is_bad(self, step: int) -> bool:
+        return self.events and 30 <= step % 60 < 40
+
+    # -- the same, for the reference: float64 NumPy in and out ---------------------------------
+
+    def loss_and_grads(self, step: int):
+        def evaluate(weights: list[np.ndarray]):
+            torch.manual_seed(step)
+            tensors = [torch.tensor(w, requires_grad=True) for w in weights]
+            loss = self.loss(tensors, step)
+            grads = torch.autograd.grad(loss, tensors, allow_unused=True)
+            return loss.item(), [None if g is None else g.numpy() for g in grads]
+
+        return evaluate
+
+    def loss_at(self, step: int):
+        def evaluate(weights: list[np.ndarray]) -> float:
+            torch.manual_seed(step)
+            loss = self.loss([torch.tensor(w) for w in weights], step).item()
+            return loss + 10.0 if self.is_bad(step) else loss
+
+        return evaluate
+
+
+def both(problem, optimizer_class=FusedSaLSa, dtype=torch.float64, groups=GROUPS, **keywords):
+    """(weights, an optimizer of them, the reference) on one problem, at the same start."""
+    weights = [torch.tensor(w, dtype=dtype, requires_grad=True) for w in problem.start]
+    for weight in weights:  # the same numbers, also in fp32
+        weight.data.copy_(weight.data.float())
+    start = [weight.detach().double().numpy() for weight in weights]
+    torch_groups = [
+        {**group, "params": [weights[i] for i in group["params"]]} for group in groups
+    ]
+    optimizer = optimizer_class(torch_groups, check_replay=False, **keywords)
+    settings = dict(zip(SearchSettings._fields, optimizer._search_numbers()[0]))
+    return weights, optimizer, ReferenceSaLSa(start, groups, **settings)
+
+
+def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
+    """The optimizer's weights, moments and search state into the reference."""
+    group = optimizer.param_groups[0]
+    names = {
+        "eta": "step_size",
+        "h": "smoothed_decrease",
+        "s": "smoothed_slope",
+        "L": "period",
+        "E_fast": "fast_mean",
+        "E_slow": "slow_mean",
+        "since_search": "steps_since_search",
+        **{name: name for name in ("steps", "located", "accepted_once", "skipped_steps")},
+    }
+    for name, ours in names.items():
+        setattr(reference, name, group[ours])
+    for i, weight in enumerate(weights):
+        reference.params[i] = weight.detach().double().numpy().copy()
+        if entry := optimizer.state.get(weight):
+            reference.t[i] = entry["step"]
+            reference.m[i] = entry["exp_avg"].double().numpy().copy()
+            reference.v[i] = entry["exp_avg_sq"].double().numpy().copy()
+
+
+def distance(weights: list[Tensor], reference: ReferenceSaLSa) -> float:
+    """The largest difference relative to the size of a parameter (at least 1)."""
+    return max(
+        float(np.abs(w.detach().double().numpy() - r).max() / max(1.0, np.abs(r).max()))
+        for w, r in zip(weights, reference.params)
+    )
+
+
+def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **keywords) -> set:
+    """Assert that an optimizer takes the reference's decisions and weights; returns outcomes."""
+    weights, optimizer, reference = both(problem, optimizer_class, **keywords)
+    outcomes = set()
+    for step in range(steps):
+        torch.manual_seed(step)
+        due = optimizer.search_due
+        optimizer.step(problem.closure(weights, step))
+        record = reference.step(problem.loss_and_grads(step), problem.loss_at(step))
+        assert due == record.searched, f"step {step}: searched"
+        if due:
+            last = optimizer.last_search
+            found, expected = (last.outcome, last.trials), (record.outcome, len(record.trials))
+            assert found == expected, f"step {step}: outcome and trials"
+            outcomes.add(last.outcome)
+        assert abs(optimizer.step_size / reference.eta - 1.0) < tolerance, f"step {step}: step size"
+        assert distance(weights, reference) < tolerance, f"step {step}: weights"
+    return outcomes

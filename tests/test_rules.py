@@ -1,0 +1,276 @@
+"""Each rule of the algorithm, broken once: the trajectory test must notice.
+
+Every class below differs from the real one in a single rule.  `follow` compares it with the
+independent reference; it passes for the classes as they are and has to fail for each of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import NoisyProblem, follow
+
+from salsa_fused import FusedSaLSa, settings
+from salsa_fused.kernels import Table
+from salsa_fused.line_search import LineSearch
+
+STEPS = 120
+
+
+# -- of the search ----------------------------------------------------------------------------
+
+
+class WrongSign(LineSearch):
+    def decrease_at(self, trial_loss):
+        return self.smoothed(self.state.smoothed_decrease, trial_loss - self.loss)
+
+
+class DecreaseNotSmoothed(LineSearch):
+    def decrease_at(self, trial_loss):
+        return self.loss - trial_loss
+
+
+class SlopeNotSmoothed(LineSearch):
+    def start_from(self, loss, slope, eps):
+        super().start_from(loss, slope, eps)
+        self._smoothed_slope = slope
+
+
+class DecreaseUpdatedOnRejection(LineSearch):
+    def report(self, trial_loss):
+        before = self.rejections
+        decrease = self.decrease_at(trial_loss)
+        super().report(trial_loss)
+        if self.rejections > before and self.trying:
+            self.state = replace(self.state, smoothed_decrease=decrease)
+
+
+class NoGrowth(LineSearch):
+    def first_step_size(self):
+        return self.state.step_size
+
+
+class GrowthOnPlainSteps(LineSearch):
+    def plain_step(self):
+        after = super().plain_step()
+        return replace(after, step_size=after.step_size * self.settings.growth)
+
+
+class NoWarmStart(LineSearch):
+    @property
+    def due(self):
+        return self.state.steps_since_search + 1 >= self.state.period
+
+
+class PeriodCountedFromTheNextStep(LineSearch):
+    @property
+    def due(self):
+        return self.state.steps < 10 or self.state.steps_since_search >= self.state.period
+
+
+class FlatKeepsTheGrowth(LineSearch):
+    def _end_flat(self, step_size):
+        super()._end_flat(self.step_size)
+
+
+class FlatIsJudgedLikeAnyOther(LineSearch):
+    def is_flat(self, trial_loss):
+        return False
+
+
+class ExhaustedKeepsTheLastTrial(LineSearch):
+    def _exhaust(self):
+        super()._exhaust()
+        self._after = replace(self._after, step_size=self.state.step_size * 0.7**10)
+
+
+class ExhaustedLeavesANegativeDecrease(LineSearch):
+    def _exhaust(self):
+        decrease = self.decrease_at(self.trial_loss)
+        super()._exhaust()
+        self._after = replace(self._after, smoothed_decrease=decrease)
+
+
+class ExhaustedDoesNotLocateAgain(LineSearch):
+    def _exhaust(self):
+        super()._exhaust()
+        self._after = replace(self._after, located=True)
+
+
+class NoDoubling(LineSearch):
+    _climbing = False
+
+
+class LocatesWithTheOrdinaryFactor(LineSearch):
+    def shrink_factor(self):
+        return self.settings.backtrack
+
+
+class PeriodIgnoresRejections(LineSearch):
+    def next_period(self, step_size, rejections):
+        return super().next_period(step_size, 0)
+
+
+class AcceptsOnEqualTermsWithTheUngrownStep(LineSearch):
+    def is_sufficient(self, trial_loss):
+        required = self.settings.c * self.state.step_size * self._smoothed_slope
+        return self.decrease_at(trial_loss) >= required
+
+
+BROKEN_SEARCHES = [
+    cls for cls in LineSearch.__subclasses__() if cls.__module__ == __name__
+]
+
+
+# -- of the optimizer and the kernels' arguments ----------------------------------------------
+
+
+class KeepsTheTrialAsTheFinalWeights(Table):
+    def adam_step(self, groups, step_size):
+        w = [place.row.weight.clone() for place in self._places]
+        searched = bool(self.launches) and self.launches[0].moved
+        super().adam_step(groups, step_size)
+        if searched:
+            for place, trial in zip(self._places, w):
+                place.row.weight.copy_(trial)
+
+
+class StepsFromTheTrialPoint(Table):
+    def adam_step(self, groups, step_size):
+        for launch in self.launches:
+            launch.saved = None
+        super().adam_step(groups, step_size)
+
+
+class BiasCorrectionOneStepAhead(Table):
+    def _set_classes(self, groups, step_size, *, trial):
+        for launch in self.launches:
+            launch.class_of = {(g, t + 1): k for (g, t), k in launch.class_of.items()}
+        super()._set_classes(groups, step_size, trial=trial)
+
+
+class MomentumInTheTrials(Table):
+    """beta1 stays 0.9 in the direction that is tried."""
+
+    def first_trial(self, groups, step_size):
+        for place in self._places:
+            row = place.row
+            if row.gradient is not None:
+                row.gradient = row.gradient * 0.1 + 0.9 * row.exp_avg
+        return super().first_trial(groups, step_size)
+
+
+class TriesTheAbsoluteFactor(Table):
+    def _set_classes(self, groups, step_size, *, trial):
+        super()._set_classes(groups, step_size, trial=trial)
+        for launch in self.launches:
+            for k, (group, _) in enumerate(launch.class_of):
+                launch.classes[k] = launch.classes[k]._replace(
+                    step=step_size * groups[group]["lr"] * 0.5
+                )
+
+
+class SlopeWithoutTheFactor(Table):
+    def _set_classes(self, groups, step_size, *, trial):
+        super()._set_classes(groups, step_size, trial=trial)
+        for launch in self.launches:
+            launch.classes = [c._replace(slope_scale=1.0) for c in launch.classes]
+
+
+class NoWeightDecay(Table):
+    def _set_classes(self, groups, step_size, *, trial):
+        super()._set_classes(groups, step_size, trial=trial)
+        for launch in self.launches:
+            launch.classes = [c._replace(weight_decay=0.0) for c in launch.classes]
+
+
+class MomentsUpdatedByTrials(Table):
+    def next_trial(self, groups, step_size):
+        super().next_trial(groups, step_size)
+        for place in self._places:
+            if place.row.exp_avg_sq is not None:
+                place.row.exp_avg_sq.mul_(0.999)
+
+
+BROKEN_TABLES = [cls for cls in Table.__subclasses__() if cls.__module__ == __name__]
+
+
+class NoReplay(FusedSaLSa):
+    def _replay(self, closure, loss):
+        return None
+
+
+class NoMomentum(FusedSaLSa):
+    def _search(self, search, calls, f0):
+        super()._search(search, calls, f0)
+        for group in self.param_groups:
+            group["betas"] = (0.0, group["betas"][1])
+
+
+BROKEN_OPTIMIZERS = [NoReplay, NoMomentum]
+
+
+def with_search(search_class):
+    return type(f"With{search_class.__name__}", (FusedSaLSa,), {"line_search_class": search_class})
+
+
+def with_table(table_class):
+    return type(f"With{table_class.__name__}", (FusedSaLSa,), {"table_class": table_class})
+
+
+class SameSearch(LineSearch):
+    pass
+
+
+class SameTable(Table):
+    pass
+
+
+@pytest.mark.parametrize(
+    "unbroken", [FusedSaLSa, with_search(SameSearch), with_table(SameTable)]
+)
+def test_the_real_ones_follow(unbroken):
+    follow(NoisyProblem(), unbroken, steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *map(with_search, BROKEN_SEARCHES),
+        *map(with_table, BROKEN_TABLES),
+        *BROKEN_OPTIMIZERS,
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_a_broken_rule_is_noticed(broken):
+    with pytest.raises(AssertionError, match="^step "):
+        follow(NoisyProblem(), broken, steps=STEPS)
+
+
+class SlowMeanAsFastAsTheOther(LineSearch):
+    def moved_means(self, step_size):
+        fast, _ = super().moved_means(step_size)
+        return fast, 0.95 * self.state.slow_mean + 0.05 * step_size
+
+
+class GrowthPerSearchInsteadOfStep(LineSearch):
+    def first_step_size(self):
+        return self.state.step_size * self.settings.growth
+
+
+@pytest.mark.parametrize(
+    "broken", [SlowMeanAsFastAsTheOther, GrowthPerSearchInsteadOfStep]
+)
+def test_a_broken_rule_of_the_paper_is_noticed(broken):
+    with pytest.raises(AssertionError, match="^step "):
+        follow(NoisyProblem(), with_search(broken), steps=STEPS, **settings.PAPER)
+
+
+def test_the_noise_depends_on_the_replay():
+    """Otherwise NoReplay would prove nothing."""
+    problem = NoisyProblem()
+    weights = [torch.tensor(w) for w in problem.start]
+    first, second = (problem.loss(weights, 0).item() for _ in range(2))
+    assert first != second
