@@ -20,10 +20,10 @@ SOURCES = ["csrc/cpu_kernels.cpp", "csrc/module.cpp"]
 HEADERS = ["csrc/adam.h", "csrc/cpu_kernels.h"]
 
 # No -ffast-math: the same bits on every machine are worth more (see csrc/adam.h).
-CXX_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra "
-    "-fno-math-errno -fno-trapping-math -ffp-contract=off"
-).split()
+CXX_FLAGS = [
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+]
 
 NINJA_FILE = """\
 rule compile
@@ -68,7 +68,9 @@ class NinjaBuild(build_ext):
         openmp = ["-fopenmp"] if compiles_with(cxx, "-fopenmp") else []
         python_headers = self.compiler.include_dirs  # a list that distutils filled
         includes = [f"-I{path}" for path in [pybind11_include(), *python_headers]]
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+        shared = ["-shared"]
+        if sys.platform == "darwin":
+            shared = ["-bundle", "-undefined", "dynamic_lookup"]
         objects = [work / (Path(source).stem + ".o") for source in ext.sources]
         lines = [
             NINJA_FILE,
@@ -116,7 +118,7 @@ def pybind11_include():
 def compiles_with(cxx, flag):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
-        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() > 0 ? 0 : 1; }\n")
+        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
         command = [cxx, flag, str(source), "-o", str(Path(folder) / "probe")]
         return subprocess.run(command, capture_output=True).returncode == 0
 

@@ -6,12 +6,14 @@ Every refusal names the argument or the parameter, what was found, and what to d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .kernels.layout import overlaps_itself
 
@@ -98,14 +100,14 @@ def parameter_label(group: Mapping[str, Any], index: int) -> str:
     parameter = group["params"][index]
     names = group.get("param_names")
     name = f"{names[index]!r}" if names else f"{index} of its group"
-    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(parameter):
         return f"parameter {name}"
     return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
 
 
 def check_parameter(parameter: Tensor, label: str) -> None:
     """Raise TypeError or ValueError for a tensor that no kernel can train."""
-    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(parameter):
         raise TypeError(
             f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
             "build the optimizer"
@@ -132,6 +134,69 @@ def check_parameter(parameter: Tensor, label: str) -> None:
             f"{label} overlaps itself in memory (strides {parameter.stride()}): use "
             "parameter.detach().clone()"
         )
+
+
+def check_call(closure: Any, loss: Any, searching: bool) -> None:
+    """Raise where ``step(closure, loss=loss)`` cannot be carried out, before anything changes."""
+    if loss is not None:
+        check_loss(loss, "loss")
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"closure must be callable and return the loss, got {type(closure).__name__}; a loss "
+            "that is computed already goes into step(closure, loss=loss)"
+        )
+    if searching and closure is None:
+        raise RuntimeError(
+            "a search is due at this step and needs a closure that computes the loss: call "
+            "step(closure), ask optimizer.search_due beforehand, or build the optimizer with "
+            "search_period=None for no search"
+        )
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
+            "forward and backward only"
+        )
+    if searching and (ranks := _ranks()) > 1:
+        raise RuntimeError(
+            f"{ranks} ranks run in torch.distributed: each would find its own step size and they "
+            "would drift apart. Searches work in one process only; search_period=None works in "
+            "several"
+        )
+
+
+def check_loss(loss: Any, source: str) -> Tensor:
+    """Raise TypeError or ValueError unless ``loss`` is one real number in a tensor."""
+    if not isinstance(loss, Tensor):
+        hint = ": does it lack `return loss`?" if loss is None else ""
+        raise TypeError(
+            f"{source} must be the loss, a tensor of one element, got {type(loss).__name__}{hint}"
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{source} must be a loss of one element, got a tensor of shape {tuple(loss.shape)}: "
+            "reduce it with .mean() or .sum()"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"{source} must be a real floating-point loss, got {loss.dtype}")
+    return loss
+
+
+def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Everybody swaps ``lr=1e-3`` in at first."""
+    largest = max(float(group["lr"]) for group in groups)
+    if largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None:
+        warnings.warn(
+            f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
+            "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
+            stacklevel=4,
+        )
+
+
+def _ranks() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 def _is_plain_parameter(parameter: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_loss
 from .replay import Replay
 
 Closure = Callable[[], Any]
@@ -124,20 +125,3 @@ class Evaluations:
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-
-
-def check_loss(loss: Any, source: str) -> Tensor:
-    """Raise TypeError or ValueError unless ``loss`` is one real number in a tensor."""
-    if not isinstance(loss, Tensor):
-        hint = ": does it lack `return loss`?" if loss is None else ""
-        raise TypeError(
-            f"{source} must be the loss, a tensor of one element, got {type(loss).__name__}{hint}"
-        )
-    if loss.numel() != 1:
-        raise ValueError(
-            f"{source} must be a loss of one element, got a tensor of shape {tuple(loss.shape)}: "
-            "reduce it with .mean() or .sum()"
-        )
-    if not loss.is_floating_point():
-        raise TypeError(f"{source} must be a real floating-point loss, got {loss.dtype}")
-    return loss

@@ -236,7 +236,7 @@ class LineSearch:
         return beta3 * before + (1.0 - beta3) * now
 
     def decrease_at(self, trial_loss: float) -> float:
-        """h' of this trial."""
+        """H' of this trial."""
         return self.smoothed(self.state.smoothed_decrease, self.loss - trial_loss)
 
     def verdict(self, trial_loss: float) -> Literal["accepted", "flat", "rejected"]:

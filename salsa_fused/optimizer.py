@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import arguments, loading
-from .evaluation import Closure, Evaluations, check_loss
+from .evaluation import Closure, Evaluations
 from .kernels import Table
 from .kernels.choice import forced_backend
 from .line_search import (
@@ -154,7 +154,7 @@ class FusedSaLSa(Optimizer):
         self._warned_of_closure = False
         self._outer_replay: Replay | None = None  # of first_evaluation()
         super().__init__(params, defaults)
-        self._warn_of_learning_rate()
+        arguments.warn_of_learning_rate(self.param_groups)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class FusedSaLSa(Optimizer):
             TypeError, ValueError: the closure returned something other than a loss.
         """
         searching = self.search_due
-        self._check_call(closure, loss, searching)
+        arguments.check_call(closure, loss, searching)
         search = self.line_search_class(*self._search_numbers())
         calls = Evaluations(closure, self._parameters(), self._replay(closure, loss))
         try:
@@ -263,10 +263,10 @@ class FusedSaLSa(Optimizer):
         Keys are the same on every call; before the first search ``outcome`` is ``"none"``.
         """
         group = self.param_groups[0]
-        last = self.last_search
-        found = last._asdict() if last else {**dict.fromkeys(SearchResult._fields, math.nan)}
-        if last is None:
-            found.update(trials=0, outcome="none")
+        found: dict[str, Any] = {**dict.fromkeys(SearchResult._fields, math.nan)}
+        found |= {"trials": 0, "outcome": "none"}
+        if self.last_search is not None:
+            found = self.last_search._asdict()
         return {
             **found,
             "step_size": group["step_size"],
@@ -308,8 +308,8 @@ class FusedSaLSa(Optimizer):
         for name, value in shared.items():
             if group.setdefault(name, value) != value:
                 raise ValueError(
-                    f"a parameter group names {name}={group[name]!r}, but the search is one for all "
-                    f"groups and has {value!r}: give {name} to the constructor, or leave it out"
+                    f"a parameter group names {name}={group[name]!r}, but the search is one for "
+                    f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
                 )
         arguments.check_group(group)
 
@@ -360,34 +360,6 @@ class FusedSaLSa(Optimizer):
                 stacklevel=5,
             )
 
-    def _check_call(self, closure: Closure | None, loss: Any, searching: bool) -> None:
-        if loss is not None:
-            check_loss(loss, "loss")
-        if closure is not None and not callable(closure):
-            raise TypeError(
-                f"closure must be callable and return the loss, got {type(closure).__name__}; a "
-                "loss that is computed already goes into step(closure, loss=loss)"
-            )
-        if searching and closure is None:
-            raise RuntimeError(
-                "a search is due at this step and needs a closure that computes the loss: call "
-                "step(closure), ask optimizer.search_due beforehand, or build the optimizer with "
-                "search_period=None for no search"
-            )
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
-                "forward and backward only"
-            )
-        distributed = torch.distributed
-        if searching and distributed.is_available() and distributed.is_initialized():
-            if distributed.get_world_size() > 1:
-                raise RuntimeError(
-                    f"{distributed.get_world_size()} ranks run in torch.distributed: each would "
-                    "find its own step size and the ranks would drift apart. Searches run in one "
-                    "process only; search_period=None works with several"
-                )
-
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
@@ -420,15 +392,6 @@ class FusedSaLSa(Optimizer):
                 + ("" if self.module else ", and pass module=model if a forward changes buffers")
                 + ". check_replay=False silences this.",
                 stacklevel=6,
-            )
-
-    def _warn_of_learning_rate(self) -> None:
-        largest = max(float(group["lr"]) for group in self.param_groups)
-        if largest < arguments.LOWEST_PLAUSIBLE_LR and self.defaults["search_period"] is not None:
-            warnings.warn(
-                f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
-                "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
-                stacklevel=3,
             )
 
 

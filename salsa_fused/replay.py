@@ -31,13 +31,13 @@ class _Snapshot:
             for device in devices
             if device.type != "cpu"
         }
-        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.buffers: list[Tensor] = []
+        self.copies: list[Tensor] = []
         if module is not None:
-            buffers = [buffer.detach() for buffer in module.buffers()]
-            copies = [torch.empty_like(buffer) for buffer in buffers]
-            if buffers:
-                torch._foreach_copy_(copies, buffers)
-            self.buffers = list(zip(buffers, copies))
+            self.buffers = [buffer.detach() for buffer in module.buffers()]
+            self.copies = [torch.empty_like(buffer) for buffer in self.buffers]
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
 
     def put_back(self) -> None:
         random.setstate(self.python)
@@ -47,7 +47,7 @@ class _Snapshot:
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, device)
         if self.buffers:
-            torch._foreach_copy_(*[list(tensors) for tensors in zip(*self.buffers)])
+            torch._foreach_copy_(self.buffers, self.copies)
 
 
 class Replay:

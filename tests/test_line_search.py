@@ -314,9 +314,7 @@ def test_a_loss_or_slope_that_is_not_finite_skips(loss, slope):
 # -- the period -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("rejections", "period"), [(0, 8), (1, 2), (2, 2), (3, 1), (6, 1)]
-)
+@pytest.mark.parametrize(("rejections", "period"), [(0, 8), (1, 2), (2, 2), (3, 1), (6, 1)])
 def test_doubling_schedule(rejections, period):
     done = search(losses=[BAD] * rejections + [GOOD])
     assert done.finish().period == period

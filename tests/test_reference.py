@@ -197,7 +197,7 @@ def test_doubling_schedule(rejections, period):
     opt = scalar(c=0.0, search_period=(2, 10))
     opt.L = 7
     record = opt.step(given(1.0, 1.0), script(*[2.0] * rejections, 0.0))
-    assert record.outcome == "accepted" and opt.L == period
+    assert record.outcome == "accepted" and period == opt.L
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_rate_schedule(fast, slow, eta, period):
     opt = scalar(schedule="rate", c=0.0, growth=1.0, init_step_size=eta, search_period=(2, 9))
     opt.E_fast, opt.E_slow = fast, slow
     opt.step(given(1.0, 1.0), script(0.0))
-    assert opt.L == period
+    assert period == opt.L
     assert opt.E_fast == approx(0.9 * fast + 0.1 * eta)
     assert opt.E_slow == approx(0.99 * slow + 0.01 * eta)
 
@@ -321,7 +321,7 @@ def test_no_finite_trial():
 
 def test_no_finite_trial_before_the_first_acceptance():
     opt = scalar(located=False)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="lowered the loss"):
         record = opt.step(given(1.0, 1.0), script(NAN))
     assert record.skipped and record.outcome == "non_finite" and len(record.trials) == 100
     assert opt.eta == 1.0

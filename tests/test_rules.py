@@ -119,9 +119,7 @@ class AcceptsOnEqualTermsWithTheUngrownStep(LineSearch):
         return self.decrease_at(trial_loss) >= required
 
 
-BROKEN_SEARCHES = [
-    cls for cls in LineSearch.__subclasses__() if cls.__module__ == __name__
-]
+BROKEN_SEARCHES = [cls for cls in LineSearch.__subclasses__() if cls.__module__ == __name__]
 
 
 # -- of the optimizer and the kernels' arguments ----------------------------------------------
@@ -228,9 +226,7 @@ class SameTable(Table):
     pass
 
 
-@pytest.mark.parametrize(
-    "unbroken", [FusedSaLSa, with_search(SameSearch), with_table(SameTable)]
-)
+@pytest.mark.parametrize("unbroken", [FusedSaLSa, with_search(SameSearch), with_table(SameTable)])
 def test_the_real_ones_follow(unbroken):
     follow(NoisyProblem(), unbroken, steps=STEPS)
 
@@ -245,7 +241,7 @@ def test_the_real_ones_follow(unbroken):
     ids=lambda cls: cls.__name__,
 )
 def test_a_broken_rule_is_noticed(broken):
-    with pytest.raises(AssertionError, match="^step "):
+    with pytest.raises(AssertionError, match=r"^step "):
         follow(NoisyProblem(), broken, steps=STEPS)
 
 
@@ -260,11 +256,9 @@ class GrowthPerSearchInsteadOfStep(LineSearch):
         return self.state.step_size * self.settings.growth
 
 
-@pytest.mark.parametrize(
-    "broken", [SlowMeanAsFastAsTheOther, GrowthPerSearchInsteadOfStep]
-)
+@pytest.mark.parametrize("broken", [SlowMeanAsFastAsTheOther, GrowthPerSearchInsteadOfStep])
 def test_a_broken_rule_of_the_paper_is_noticed(broken):
-    with pytest.raises(AssertionError, match="^step "):
+    with pytest.raises(AssertionError, match=r"^step "):
         follow(NoisyProblem(), with_search(broken), steps=STEPS, **settings.PAPER)
 
 

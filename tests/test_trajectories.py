@@ -48,7 +48,10 @@ def test_fp32_takes_the_same_decision_from_the_same_state(name, backend):
         record = reference.step(
             problem.loss_and_grads(step), problem.loss_at(step), resolution=8 * 2.0**-23
         )
-        if any(abs(t.lhs - t.rhs) < 1e-4 * t.rhs for t in record.trials) or record.outcome == "flat":
+        if (
+            any(abs(t.lhs - t.rhs) < 1e-4 * t.rhs for t in record.trials)
+            or record.outcome == "flat"
+        ):
             undecided += 1
             continue
         assert optimizer.step_size == pytest.approx(reference.eta, rel=1e-6), step
@@ -62,7 +65,5 @@ def test_fp32_free_run():
     for step in range(300):
         torch.manual_seed(step)
         optimizer.step(problem.closure(weights, step))
-        reference.step(
-            problem.loss_and_grads(step), problem.loss_at(step), resolution=8 * 2.0**-23
-        )
+        reference.step(problem.loss_and_grads(step), problem.loss_at(step), resolution=8 * 2.0**-23)
     assert distance(weights, reference) < 5e-3

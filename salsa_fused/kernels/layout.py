@@ -7,9 +7,7 @@ from torch import Tensor
 
 def _extents(tensor: Tensor) -> list[tuple[int, int]]:
     """(stride, size) of the dimensions that matter, innermost first."""
-    return sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1
-    )
+    return sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -38,6 +36,4 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
     """Whether equal positions in memory hold equal indices."""
-    return tensor.stride() == other.stride() or (
-        tensor.is_contiguous() and other.is_contiguous()
-    )
+    return tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())

@@ -1,4 +1,4 @@
-"""Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region for the whole model.
+"""Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region each.
 
 Here for dense fp32 weights on the CPU.  The compiled module knows nothing of torch: it is handed
 addresses and sizes.
@@ -6,6 +6,7 @@ addresses and sizes.
 
 from __future__ import annotations
 
+import importlib
 import json
 from array import array
 from pathlib import Path
@@ -17,13 +18,11 @@ from torch import Tensor
 from .interface import CHUNK_FIELDS, Launch
 from .layout import is_dense
 
-_module: ModuleType | None
+_module: ModuleType | None = None
+_import_error = ""
 try:
-    from .. import _native as _module  # type: ignore[attr-defined]
-
-    _import_error = ""
+    _module = importlib.import_module("salsa_fused._native")
 except ImportError as error:
-    _module = None
     _import_error = str(error)
 
 

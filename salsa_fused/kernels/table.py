@@ -56,12 +56,10 @@ class Table:
         return any(place.row.gradient is not None for place in self._places)
 
     def first_trial(self, groups: Groups, step_size: float) -> list[Tensor]:
-        """Save the weights and move them to the first trial; one slope per launch, on its device."""
+        """Save the weights, move them to the first trial; one slope per launch, on its device."""
         self._set_classes(groups, step_size, trial=True)
         for launch in self.launches:
-            launch.saved = torch.empty(
-                launch.saved_size, dtype=launch.dtype, device=launch.device
-            )
+            launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
         slopes = [launch.backend.first_trial(launch) for launch in self.launches]
         self._weights_moved()
         return slopes
@@ -117,10 +115,7 @@ class Table:
         self._places = []
         for index, group in enumerate(groups):
             for weight in group["params"]:
-                if weight.grad is None:
-                    gradient_dtype = weight.dtype
-                else:
-                    gradient_dtype = weight.grad.dtype
+                gradient_dtype = (weight if weight.grad is None else weight.grad).dtype
                 backend = choose_backend(weight, gradient_dtype, self.forced)
                 key = (backend.name, weight.device, weight.dtype, gradient_dtype)
                 if key not in launches:

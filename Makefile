@@ -1,0 +1,51 @@
+# make demo    trains real models with FusedSaLSa beside Adam: progress, a table and a plot
+# make test    passes the tests, lint and types
+# Both build their own environment in .venv and leave the system alone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m bench demo
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m salsa_fused
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# An empty environment; torch comes first and pinned, so that nothing else chooses its version.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "salsa_fused needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot build virtual environments: its venv module is missing."; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv (and python3-dev for the kernels)"; \
+	  exit 1; }
+	@echo "== $(VENV): a virtual environment with torch (a large download, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	@touch $@
+
+# The package itself, with build isolation, as a user installs it; changed sources rebuild it.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
+	@echo "== salsa_fused: building the C++ kernels; fetching what demo and tests need"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[bench,test,lint]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f salsa_fused/*.so salsa_fused/_build.json
