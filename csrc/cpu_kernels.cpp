@@ -6,7 +6,9 @@
 
 // One binary for every x86-64: the loader picks the widest instruction set that the CPU has.  The
 // clones differ in speed, never in bits.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#if defined(SALSA_CLONES)
+// given on the command line: the tests build each instruction set alone
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
 #define SALSA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define SALSA_CLONES

@@ -1,0 +1,357 @@
+"""The kernels: `reference` against formulas in float64, `native` against `reference` bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from salsa_fused.kernels import BACKENDS, Table
+from salsa_fused.kernels.layout import is_dense, overlaps_itself
+
+CSRC = Path(__file__).parent.parent / "csrc"
+GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+
+
+def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
+    """Weights with gradients over many orders of magnitude, so that rounding shows."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(size):
+        return torch.randn(size, dtype=torch.float64, generator=random)
+
+    weights = []
+    for i, size in enumerate(sizes):
+        weight = draw(size).to(dtype)
+        gradient = (draw(size) * torch.exp(3 * draw(size))).to(dtype)
+        if i not in missing:
+            weight.grad = gradient
+        weights.append(weight)
+    return weights
+
+
+def make_state(weights, t=7, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return {
+        weight: {
+            "step": t,
+            "exp_avg": torch.randn(weight.shape, generator=random).to(weight.dtype),
+            "exp_avg_sq": torch.rand(weight.shape, generator=random).to(weight.dtype).pow(4),
+        }
+        for weight in weights
+    }
+
+
+def run(backend, weights, groups=None, state=None, eta=0.37):
+    """first_trial, next_trial, adam_step; a copy of every tensor after each, and the slope."""
+    groups = groups or [{**GROUP, "params": weights}]
+    state = {} if state is None else state
+    table = Table(BACKENDS[backend])
+    seen = []
+
+    def look():
+        entries = [entry for weight in weights if (entry := state.get(weight))]
+        moments = [entry[name] for entry in entries for name in ("exp_avg", "exp_avg_sq")]
+        seen.append([tensor.clone() for tensor in (*weights, *moments)])
+
+    assert table.refresh(groups, state)
+    slope = sum(s.item() for s in table.first_trial(groups, eta))
+    look()
+    table.next_trial(groups, eta * 0.7)
+    look()
+    table.adam_step(groups, eta * 0.49)
+    for weight in weights:
+        state.setdefault(weight, {})
+    table.commit(state)
+    table.release()
+    for weight in [w for w in state if not state[w]]:
+        del state[weight]
+    look()
+    table.refresh(groups, state)
+    table.adam_step(groups, eta)  # a plain step, in place
+    table.commit(state)
+    table.release()
+    look()
+    return seen, slope
+
+
+def same_bits(a, b):
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def assert_same_run(make, **keywords):
+    """`make` builds (weights, groups, state) anew; both backends must leave the same bits."""
+    (native, native_slope), (reference, slope) = (
+        run(backend, *make(), **keywords) for backend in ("native", "reference")
+    )
+    for step, (ours, theirs) in enumerate(zip(native, reference)):
+        assert len(ours) == len(theirs)
+        for i, (a, b) in enumerate(zip(ours, theirs)):
+            assert same_bits(a, b), f"launch {step}, tensor {i}"
+    assert native_slope == pytest.approx(slope, rel=1e-12)
+
+
+# -- the reference against the formulas -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_reference_against_the_formulas(dtype, tolerance):
+    eta, beta1, beta2, eps, decay, t = 0.37, 0.8, 0.97, 1e-6, 0.1, 8
+    weights = make_weights([1000], dtype)
+    state = make_state(weights, t - 1)
+    w, g, m, v = (
+        x.double().numpy().copy()
+        for x in (weights[0], weights[0].grad, *list(state[weights[0]].values())[1:])
+    )
+    group = {"lr": 0.5, "betas": (beta1, beta2), "eps": eps, "weight_decay": decay}
+    groups = [{**group, "params": weights}, {**GROUP, "params": []}]
+    seen, slope = run("reference", weights, groups, state, eta)
+
+    m1, v1 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    root = np.sqrt(v1 / (1 - beta2**t)) + eps
+    expected = [
+        w - 0.5 * eta * g / root,
+        w - 0.5 * eta * 0.7 * g / root,
+        w - 0.5 * eta * 0.49 * (m1 / (1 - beta1**t) / root + decay * w),
+    ]
+    for tensors, target in zip(seen, expected):
+        scale = np.abs(target).max()
+        assert np.abs(tensors[0].double().numpy() - target).max() / scale < tolerance
+    assert slope == pytest.approx(0.5 * np.sum(g * g / root), rel=tolerance)
+
+
+def test_trials_leave_the_moments_alone():
+    weights = make_weights([100])
+    state = make_state(weights)
+    before = [tensor.clone() for tensor in list(state[weights[0]].values())[1:]]
+    seen, _ = run("native", weights, state=state)
+    for launch in seen[:2]:
+        assert all(map(torch.equal, launch[1:], before))
+
+
+# -- native against reference, bit for bit ----------------------------------------------------
+
+SIZES = [1, 7, 8, 9, 511, 512, 513, 32768, 32769, 100_003]
+
+
+def test_bits_over_sizes_and_states():
+    def make():
+        weights = make_weights(SIZES, missing={3})
+        return weights, None, make_state(weights[:5])
+
+    assert_same_run(make)
+
+
+def test_bits_with_groups_and_step_counts():
+    def make():
+        weights = make_weights([1000] * 6)
+        groups = [
+            {**GROUP, "lr": 0.3, "weight_decay": 0.01, "params": weights[:3]},
+            {**GROUP, "betas": (0.0, 0.9), "eps": 1e-3, "params": weights[3:]},
+        ]
+        return weights, groups, {**make_state(weights[:2], 3), **make_state(weights[4:], 1000)}
+
+    assert_same_run(make)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_bits_whatever_the_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, slope = run("native", make_weights(SIZES))
+        torch.set_num_threads(1)
+        theirs, one_slope = run("native", make_weights(SIZES))
+    finally:
+        torch.set_num_threads(before)
+    assert slope == one_slope
+    assert all(same_bits(a, b) for x, y in zip(ours, theirs) for a, b in zip(x, y))
+
+
+def test_extreme_values_give_the_same_bits():
+    values = torch.tensor([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e18, 1e30, 3e38, torch.inf])
+    values = torch.cat([values, -values])
+
+    def make():
+        weight = values.repeat(20).clone()
+        weight.grad = values.repeat_interleave(20).clone()
+        return [weight], None, {}
+
+    (native, _), (reference, _) = (run(name, *make()) for name in ("native", "reference"))
+    for ours, theirs in zip(native, reference):
+        for a, b in zip(ours, theirs):
+            assert torch.equal(a.isnan(), b.isnan())
+            assert same_bits(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+dimension = st.integers(0, 40)
+shapes = st.lists(dimension, max_size=4).filter(lambda shape: np.prod(shape, dtype=int) < 20_000)
+
+
+@given(
+    shapes=st.lists(shapes, min_size=1, max_size=5),
+    permute=st.randoms(use_true_random=False),
+    with_gradient=st.lists(st.booleans(), min_size=5, max_size=5),
+    grouped=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_bits_over_shapes_strides_groups_and_missing_gradients(
+    shapes, permute, with_gradient, grouped, seed
+):
+    """Any dense strides: gradients in another memory order than their weights included."""
+    orders = [(permute.sample(range(len(s)), len(s)), permute.random() < 0.5) for s in shapes]
+
+    def make():
+        weights = []
+        for i, (shape, (order, same)) in enumerate(zip(shapes, orders)):
+            random = torch.Generator().manual_seed(seed + i)
+            weight = torch.randn([shape[k] for k in order], generator=random)
+            weight = weight.permute([order.index(k) for k in range(len(shape))])
+            assert list(weight.shape) == shape
+            gradient = torch.randn(shape, generator=random)
+            if with_gradient[i]:
+                weight.grad = torch.empty_like(weight).copy_(gradient) if same else gradient
+            weights.append(weight)
+        if not any(w.grad is not None and w.numel() for w in weights):
+            extra = torch.ones(3)
+            extra.grad = torch.ones(3)
+            weights.append(extra)
+        middle = len(weights) // 2 if grouped else 0
+        groups = [
+            {**GROUP, "lr": 0.2, "params": weights[:middle]},
+            {**GROUP, "weight_decay": 0.3, "params": weights[middle:]},
+        ]
+        return weights, groups, {}
+
+    assert_same_run(make)
+
+
+# -- every instruction set --------------------------------------------------------------------
+
+SHIM = r"""
+#include "cpu_kernels.h"
+using namespace salsa;
+extern "C" double run(int kernel, std::int64_t* rows, std::int64_t* chunks, std::int64_t n,
+                      float* classes, float* saved, double* partials) {
+    const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
+                             reinterpret_cast<AdamClass*>(classes), saved, 1};
+    if (kernel == 0) return cpu::first_trial(launch, partials);
+    if (kernel == 1) cpu::next_trial(launch);
+    if (kernel == 2) cpu::adam_step(launch);
+    return 0.0;
+}
+"""
+
+
+def cpu_flags():
+    path = Path("/proc/cpuinfo")
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def test_bits_whatever_the_instruction_set(tmp_path):
+    """The clones that the loader chooses among, each built alone and run where it can."""
+    flags = cpu_flags()
+    wanted = {"sse2": "-mno-avx", "avx2": "-mavx2 -mfma", "avx512f": "-mavx512f -mfma"}
+    wanted = {name: option for name, option in wanted.items() if name in flags}
+    if "sse2" not in wanted:
+        pytest.skip("not an x86-64 CPU: there is one instruction set only")
+    (tmp_path / "shim.cpp").write_text(SHIM)
+    results = {}
+    for name, option in wanted.items():
+        library = tmp_path / f"{name}.so"
+        command = (
+            f"c++ -std=c++17 -O3 -shared -fPIC -fno-math-errno -fno-trapping-math "
+            f"-ffp-contract=off -DSALSA_CLONES= {option} -I{CSRC} {CSRC}/cpu_kernels.cpp "
+            f"{tmp_path}/shim.cpp -o {library}"
+        )
+        subprocess.run(command.split(), check=True)
+        run_kernel = ctypes.CDLL(str(library)).run
+        run_kernel.restype = ctypes.c_double
+        random = np.random.default_rng(0)
+        w, g, m = (random.standard_normal(1003).astype(np.float32) for _ in range(3))
+        v = np.abs(random.standard_normal(1003)).astype(np.float32)
+        saved = np.zeros_like(w)
+        rows = np.array([[x.ctypes.data for x in (w, g, m, v)] + [0, 0]], dtype=np.int64)
+        chunks = np.array([[0, 0, 600], [0, 600, 1003]], dtype=np.int64)
+        classes = np.array([0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1], dtype=np.float32)
+        partials = np.zeros(2)
+        seen = []
+        for kernel in range(3):
+            arrays = [x.ctypes.data_as(ctypes.c_void_p) for x in (rows, chunks)]
+            slope = run_kernel(
+                kernel,
+                *arrays,
+                ctypes.c_int64(2),
+                *[x.ctypes.data_as(ctypes.c_void_p) for x in (classes, saved, partials)],
+            )
+            seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
+        results[name] = seen
+    for name, seen in results.items():
+        assert seen == results["sse2"], name
+
+
+# -- the table --------------------------------------------------------------------------------
+
+
+def test_offsets_beyond_32_bits():
+    """Chunks of a tensor of more than 2^31 elements, without its memory."""
+    weight = torch.empty(2**31 + 5, dtype=torch.float32, device="meta")
+    table = Table(BACKENDS["reference"])
+    table._build([{**GROUP, "params": [weight, torch.zeros(3)]}])
+    chunks = [list(launch.raw_chunks) for launch in table.launches]
+    starts, ends = chunks[0][1::3], chunks[0][2::3]
+    assert starts[0] == 0 and ends[-1] == 2**31 + 5
+    assert starts[1:] == ends[:-1]
+    assert table.launches[0].saved_size >= 2**31 + 5
+
+
+def test_a_failing_first_trial_restores_what_was_saved_and_no_more():
+    weights = make_weights([50, 50])
+    before = [weight.clone() for weight in weights]
+    table = Table(BACKENDS["native"])
+    groups = [{**GROUP, "params": weights}]
+    table.refresh(groups, {})
+    table.restore()  # nothing was saved: nothing to put back
+    assert all(map(torch.equal, weights, before))
+    table.first_trial(groups, 0.5)
+    assert not torch.equal(weights[0], before[0])
+    table.restore()
+    table.release()
+    assert all(map(torch.equal, weights, before))
+
+
+def test_autograd_sees_the_writes():
+    weight = torch.randn(4, requires_grad=True)
+    (weight * weight).sum().backward()
+    version = weight._version
+    with torch.no_grad():
+        run("native", [weight])
+    assert weight._version > version
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dense", "overlapping"),
+    [
+        (torch.zeros(4, 5), True, False),
+        (torch.zeros(4, 5).t(), True, False),
+        (torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last), True, False),
+        (torch.zeros(4, 5)[:, :3], False, False),
+        (torch.zeros(4, 1).expand(4, 5), False, True),
+        (torch.zeros(10).as_strided((4, 3), (2, 1)), False, True),
+        (torch.zeros(10).as_strided((3, 3), (3, 1)), True, False),
+        (torch.zeros(()), True, False),
+        (torch.zeros(0, 5), True, False),
+        (torch.zeros(1, 5).expand(1, 5), True, False),
+    ],
+)
+def test_layouts(tensor, dense, overlapping):
+    assert is_dense(tensor) == dense
+    assert overlaps_itself(tensor) == overlapping
