@@ -6,7 +6,6 @@ Every refusal names the argument or the parameter, what was found, and what to d
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .kernels.layout import overlaps_itself
+from .warning import warn
 
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
 
@@ -113,7 +113,7 @@ def check_parameter(parameter: Tensor, label: str) -> None:
             "build the optimizer"
         )
     if type(parameter) is not Tensor and not _is_plain_parameter(parameter):
-        kind = torch.typename(parameter)
+        kind = f"{type(parameter).__module__}.{type(parameter).__qualname__}"
         raise TypeError(
             f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
             "plain tensors only (no DTensor, no other tensor subclass)"
@@ -185,10 +185,9 @@ def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
     """Everybody swaps ``lr=1e-3`` in at first."""
     largest = max(float(group["lr"]) for group in groups)
     if largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None:
-        warnings.warn(
+        warn(
             f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
             "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
-            stacklevel=4,
         )
 
 

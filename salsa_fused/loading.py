@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,6 +12,7 @@ from torch import Tensor
 from .arguments import parameter_label
 from .kernels.table import moment_like
 from .line_search import SearchSettings, SearchState
+from .warning import warn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -77,10 +77,9 @@ def _read_state(
         if key not in known:
             state[key] = value  # not a parameter's: torch keeps it, too
     if dropped:
-        warnings.warn(
+        warn(
             f"the loaded state holds {', '.join(sorted(map(str, dropped)))}, which FusedSaLSa does "
             "not use (amsgrad's maximum?): dropped",
-            stacklevel=5,
         )
     return state
 

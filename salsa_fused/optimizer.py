@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +24,7 @@ from .line_search import (
     SearchState,
 )
 from .replay import Replay
+from .warning import warn
 
 SEARCH_SETTINGS = SearchSettings._fields
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
@@ -354,10 +354,9 @@ class FusedSaLSa(Optimizer):
             self.last_search = search.result
         if search.gave_up and not self._warned_of_closure:
             self._warned_of_closure = True
-            warnings.warn(
+            warn(
                 f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step "
                 "was skipped: is the closure a function of the weights alone?",
-                stacklevel=5,
             )
 
     def _parameters(self) -> list[Tensor]:
@@ -384,14 +383,13 @@ class FusedSaLSa(Optimizer):
         again = calls.trial()
         tolerance = FLAT_ULPS * torch.finfo(f0.dtype).eps * abs(loss)
         if not abs(again - loss) <= tolerance:
-            warnings.warn(
+            warn(
                 f"the closure returned the loss {loss:.9g}, and {again:.9g} when it was called "
                 "again for the same weights and random numbers. A line search compares losses of "
                 "one mini-batch: draw the data (next(loader), augmentation) before the closure, "
                 "not in it"
                 + ("" if self.module else ", and pass module=model if a forward changes buffers")
                 + ". check_replay=False silences this.",
-                stacklevel=6,
             )
 
 

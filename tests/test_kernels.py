@@ -1,4 +1,4 @@
-"""The kernels: `reference` against formulas in float64, `native` against `reference` bit for bit."""
+"""The kernels: `reference` against formulas in float64, `native` against it bit for bit."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import torch
 from torch import Tensor
 
+from ..warning import warn
 from . import native
 from .interface import Backend
 from .native import NativeBackend
@@ -67,8 +67,7 @@ def _warn_of_slow_cpu() -> None:
     global _warned_of_slow_cpu
     if not _warned_of_slow_cpu:
         _warned_of_slow_cpu = True
-        warnings.warn(
+        warn(
             f"salsa_fused runs without its compiled kernels, several times slower: "
             f"{native.missing()}. `python -m salsa_fused` tells more.",
-            stacklevel=2,
         )

@@ -1,0 +1,21 @@
+"""Warnings that point at the user's line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+LIBRARIES = ("salsa_fused", "torch", "contextlib")
+
+
+def warn(message: str) -> None:
+    """Warn at the nearest caller outside this package and torch (its decorators stand between)."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _in_library(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _in_library(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in LIBRARIES

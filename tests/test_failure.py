@@ -1,0 +1,121 @@
+"""An exception anywhere in the closure leaves everything as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import assert_same, everything, make_closure, make_net
+
+from salsa_fused import FusedSaLSa
+
+
+class Broken(Exception):
+    pass
+
+
+def build():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net, check_replay=False)
+    torch.manual_seed(11)
+    return net, optimizer
+
+
+def failing(net, step, at, error, inside):
+    """The closure of a step that raises at evaluation number `at`, before or inside the model."""
+    evaluate, calls = make_closure(net, step), 0
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        if calls != at:
+            return evaluate()
+        if not inside:
+            raise error
+        handle = net[4].register_forward_hook(lambda *_: (_ for _ in ()).throw(error))
+        try:
+            return evaluate()
+        finally:
+            handle.remove()
+
+    return closure
+
+
+@pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt(), torch.OutOfMemoryError("full")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_exception_at_every_evaluation_of_a_run(error, inside):
+    net, optimizer = build()
+    twin, undisturbed = build()
+    failures = 0
+    for step in range(14):
+        at = 1
+        while True:
+            before = everything(net, optimizer)
+            search = optimizer.last_search
+            try:
+                optimizer.step(failing(net, step, at, error, inside))
+            except type(error):
+                failures += 1
+                assert_same(before, everything(net, optimizer))
+                assert optimizer.last_search is search
+                at += 1
+            else:
+                break
+        stream = torch.get_rng_state()
+        torch.set_rng_state(before[0][-1])
+        undisturbed.step(make_closure(twin, step))
+        torch.set_rng_state(stream)
+        assert_same(everything(net, optimizer), everything(twin, undisturbed))
+    assert failures > 25
+
+
+def test_an_exception_in_backward():
+    net, optimizer = build()
+    optimizer.step(make_closure(net))
+    before = everything(net, optimizer)
+
+    def fail(gradient):
+        raise Broken
+
+    handle = net[0].weight.register_hook(fail)
+    with pytest.raises(Broken):
+        optimizer.step(make_closure(net, 1))
+    handle.remove()
+    assert_same(before, everything(net, optimizer))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_gradients_given_survive_an_exception_at_a_trial():
+    net, optimizer = build()
+    loss = make_closure(net)()
+    loss.backward()
+    before = everything(net, optimizer)
+    gradients = [p.grad for p in net.parameters()]
+    with pytest.raises(Broken):
+        optimizer.step(failing(net, 0, 2, Broken(), False), loss=loss)
+    assert_same(before, everything(net, optimizer))
+    assert all(p.grad is g for p, g in zip(net.parameters(), gradients))
+
+
+@pytest.mark.parametrize("later", [None, "loss", 3.0])
+def test_a_closure_that_suddenly_returns_something_else(later):
+    net, optimizer = build()
+    evaluate, calls = make_closure(net), 0
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        return evaluate() if calls < 3 else later
+
+    before = everything(net, optimizer)
+    with pytest.raises(TypeError, match="closure\\(\\) at a trial point must be the loss"):
+        optimizer.step(closure)
+    assert_same(before, everything(net, optimizer))
+
+
+def test_a_gradient_no_kernel_can_read():
+    embedding = torch.nn.Embedding(10, 4, sparse=True)
+    optimizer = FusedSaLSa(embedding.parameters())
+    before = embedding.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"sparse=False"):
+        optimizer.step(lambda: embedding(torch.arange(3)).square().sum())
+    assert torch.equal(embedding.weight.detach(), before) and not optimizer.state

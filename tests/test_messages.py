@@ -1,0 +1,294 @@
+"""Every error a user can make: its text names what was wrong and what to do, and nothing changes."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from models import assert_same, everything, make_closure, make_net
+from torch import nn
+
+from salsa_fused import FusedSaLSa, settings
+
+NAN = float("nan")
+
+
+def weight(*shape, **keywords):
+    return torch.ones(*(shape or (3,)), requires_grad=True, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"lr": -1.0}, r"lr must be >= 0 and finite, got -1.0; it is a factor"),
+        ({"lr": NAN}, "lr must be >= 0"),
+        ({"lr": torch.ones(2)}, "lr must be a number or a tensor of one element"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"betas": (0.9, 0.999)}, r"betas=\(0.9, 0.999, 0.99\)"),
+        ({"betas": 0.9}, "betas must be three numbers"),
+        ({"betas": (1.0, 0.999, 0.99)}, r"betas\[0\] must lie in \[0, 1\), got 1.0"),
+        ({"betas": (0.9, -0.1, 0.99)}, r"betas\[1\] must lie"),
+        ({"betas": (0.9, 0.999, 1.0)}, r"betas\[2\] \(beta3\) must lie in \[0, 1\)"),
+        ({"eps": -1e-8}, "eps must be >= 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be >= 0"),
+        ({"c": 0.0}, r"c must lie in \(0, 1\), got 0.0"),
+        ({"c": 1}, r"c must lie in \(0, 1\)"),
+        ({"backtrack": 1.0}, r"backtrack must lie in \(0, 1\)"),
+        ({"growth": 0.9}, "growth must be at least 1"),
+        ({"growth": float("inf")}, "growth must be at least 1 and finite"),
+        ({"growth_per": "epoch"}, "growth_per must be one of 'search', 'step', got 'epoch'"),
+        ({"init_step_size": 0.0}, "init_step_size must be positive"),
+        ({"schedule": "cosine"}, "schedule must be one of 'doubling', 'rate'"),
+        ({"search_period": 0}, "search_period must be .* got 0"),
+        ({"search_period": (5, 2)}, r"search_period must be \(L_min, L_max\)"),
+        ({"search_period": 2.5}, "search_period must be"),
+        ({"search_period": True}, "search_period must be"),
+        ({"max_trials": 0}, "max_trials must be an integer >= 1, got 0"),
+        ({"max_trials": 2.0}, "max_trials must be an integer"),
+        ({"backend": "cuda"}, "backend is 'cuda'; the backends are 'native', 'reference'"),
+    ],
+)
+def test_arguments(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        FusedSaLSa([weight()], **keywords)
+
+
+def test_module_must_be_a_module():
+    with pytest.raises(TypeError, match=r"module must be an nn.Module or None, got list"):
+        FusedSaLSa([weight()], module=[weight()])
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(TypeError, match="momentum"):
+        FusedSaLSa([weight()], momentum=0.9)
+    with pytest.raises(TypeError):
+        FusedSaLSa([weight()], 1e-3)  # lr by position is not Adam's lr
+
+
+def overlapping():
+    return torch.ones(1).expand(4).requires_grad_()
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (lambda: [], ValueError, "empty parameter list"),
+        (lambda: weight(), TypeError, "iterable of Tensors or dicts"),
+        (lambda: [3.0], TypeError, "can only optimize Tensors"),
+        (lambda: [weight() * 2], ValueError, "non-leaf"),
+        (lambda: [torch.ones(3, dtype=torch.int64)], TypeError, "0 of its group .*floating dtype"),
+        (lambda: [weight(), weight(dtype=torch.complex64)], TypeError, "parameter 1 of its group"),
+        (lambda: [weight(device="meta")], ValueError, "meta device.*to_empty"),
+        (lambda: [overlapping()], ValueError, "overlaps itself in memory"),
+        (lambda: nn.LazyLinear(3).parameters(), TypeError, "lazy.*run one forward pass"),
+        (
+            lambda: [torch.ones(3).as_subclass(Subclass)],
+            TypeError,
+            "is a .*Subclass.*plain tensors",
+        ),
+        (lambda: [torch.eye(3).to_sparse()], TypeError, "sparse"),
+        (lambda: [(w := weight()), w], ValueError, "in its group twice"),
+        (lambda: [{"params": [w := weight()]}, {"params": [w]}], ValueError, "more than one"),
+        (lambda: [{"params": {weight()}}], TypeError, "ordered collections"),
+        (lambda: [{"params": [weight()], "lr": -1}], ValueError, "lr must be >= 0"),
+        (lambda: [{"params": [weight()], "betas": 0.9}], ValueError, r"\(beta1, beta2\)"),
+        (lambda: [{"params": [weight()], "c": 0.3}], ValueError, "names c=0.3.*the constructor"),
+        (lambda: [{"params": [weight()], "step_size": 3.0}], ValueError, "names step_size"),
+        (
+            lambda: [{"params": [weight()]}, {"params": [weight()], "betas": (0.9, 0.9, 0.5)}],
+            ValueError,
+            "names beta3=0.5",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_parameters(parameters, error, message):
+    with pytest.raises(error, match=message):
+        FusedSaLSa(parameters())
+
+
+def test_dtensor_is_refused_by_name():
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        parameter = nn.Parameter(distribute_tensor(torch.ones(4), mesh))
+        with pytest.raises(TypeError, match="DTensor"):
+            FusedSaLSa([parameter])
+        plain = weight()
+        optimizer = FusedSaLSa([plain])
+        with pytest.raises(RuntimeError, match=r"2 ranks run in torch.distributed"):
+            optimizer.step(lambda: plain.sum())
+        assert plain.tolist() == [1.0] * 3
+        alone = FusedSaLSa([plain], search_period=None, init_step_size=0.1)
+        plain.grad = torch.ones(3)
+        alone.step()
+        assert plain.tolist() == pytest.approx([0.9] * 3)
+    finally:
+        destroy_process_group()
+
+
+def test_named_parameters_are_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
+    with pytest.raises(TypeError, match=r"parameter '1.weight'"):
+        FusedSaLSa(net.named_parameters())
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters())
+    with pytest.raises(ValueError, match="weight_decay"):
+        optimizer.add_param_group({"params": [weight()], "weight_decay": -1.0})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step(make_closure(net))
+
+
+# -- step -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (lambda loss: None, TypeError, "got NoneType: does it lack `return loss`"),
+        (lambda loss: loss.item(), TypeError, "a tensor of one element, got float"),
+        (lambda loss: loss.expand(3), ValueError, r"shape \(3,\): reduce it"),
+        (lambda loss: loss.long(), TypeError, r"floating-point loss, got torch.int64"),
+        (lambda loss: loss.detach(), RuntimeError, r"no grad_fn.*without .item\(\)"),
+    ],
+)
+def test_what_a_closure_returns(returned, error, message):
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    evaluate = make_closure(net)
+    before = everything(net, optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.step(lambda: returned(evaluate()))
+    assert_same(before, everything(net, optimizer))
+
+
+def test_no_closure_when_a_search_is_due():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters())
+    make_closure(net)().backward()
+    before = everything(net, optimizer)
+    with pytest.raises(RuntimeError, match=r"search_due.*search_period=None"):
+        optimizer.step()
+    assert_same(before, everything(net, optimizer))
+
+
+def test_a_loss_in_place_of_a_closure():
+    net = make_net()
+    with pytest.raises(TypeError, match=r"step\(closure, loss=loss\)"):
+        FusedSaLSa(net.parameters()).step(make_closure(net)())
+    with pytest.raises(TypeError, match="loss must be the loss, a tensor"):
+        FusedSaLSa(net.parameters()).step(make_closure(net), loss=1.0)
+
+
+def test_backward_inside_a_closure_beside_a_given_loss():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    evaluate = make_closure(net)
+    loss = evaluate()
+    loss.backward()
+
+    def closure():
+        again = evaluate()
+        again.backward()
+        return again
+
+    before = everything(net, optimizer)
+    with pytest.raises(RuntimeError, match="leave zero_grad.* and backward.* outside it"):
+        optimizer.step(closure, loss=loss)
+    assert_same(before, everything(net, optimizer))
+
+
+def test_complex_and_foreign_gradients():
+    parameter = weight()
+    optimizer = FusedSaLSa([parameter], search_period=None)
+    parameter.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
+    assert parameter.tolist() == [1.0] * 3
+
+
+# -- backends ---------------------------------------------------------------------------------
+
+
+def test_a_forced_backend_that_cannot_serve():
+    parameter = weight(dtype=torch.float64)
+    optimizer = FusedSaLSa([parameter], backend="native")
+    with pytest.raises(
+        RuntimeError, match=r"'native' was asked for.*float64.*only for torch.float32"
+    ):
+        optimizer.step(lambda: parameter.sum())
+    assert parameter.tolist() == [1.0] * 3
+
+
+def test_a_backend_forced_by_the_environment(monkeypatch):
+    monkeypatch.setenv("SALSA_FUSED_BACKEND", "reference")
+    parameter = weight()
+    optimizer = FusedSaLSa([parameter])
+    optimizer.step(lambda: parameter.square().sum())
+    assert {launch.backend.name for launch in optimizer._table.launches} == {"reference"}
+    monkeypatch.setenv("SALSA_FUSED_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="SALSA_FUSED_BACKEND is 'abacus'"):
+        FusedSaLSa([parameter])
+
+
+def test_native_serves_fp32_on_the_cpu():
+    parameter, double = weight(), weight(dtype=torch.float64)
+    optimizer = FusedSaLSa([parameter, double])
+    optimizer.step(lambda: parameter.square().sum() + double.square().sum())
+    assert [launch.backend.name for launch in optimizer._table.launches] == ["native", "reference"]
+
+
+# -- warnings ---------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_as_lr_is_warned_of():
+    with pytest.warns(UserWarning, match=r"lr=0.001 is a factor .* not a learning rate") as seen:
+        FusedSaLSa([weight()], lr=1e-3)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FusedSaLSa([weight()], lr=0.05)
+        FusedSaLSa([{"params": [weight()], "lr": 1e-3}, {"params": [weight()]}])
+        FusedSaLSa([weight()], lr=1e-3, search_period=None)
+        FusedSaLSa([weight()], **settings.PAPER)
+
+
+# -- loading ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["param_groups"].append(s["param_groups"][0]), "number of parameter groups"),
+        (lambda s: s["param_groups"][0]["params"].pop(), "doesn't match the size"),
+        (lambda s: s["state"][0].update(exp_avg=torch.ones(2)), "exp_avg of parameter 0.*shape"),
+        (lambda s: s["state"][0].pop("exp_avg"), "lacks exp_avg"),
+    ],
+)
+def test_a_state_that_does_not_fit(change, message):
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters())
+    optimizer.step(make_closure(net))
+    saved = optimizer.state_dict()
+    saved = {
+        "state": {key: dict(entry) for key, entry in saved["state"].items()},
+        "param_groups": [{**g, "params": [*g["params"]]} for g in saved["param_groups"]],
+    }
+    change(saved)
+    before = everything(net, optimizer)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert_same(before, everything(net, optimizer))

@@ -1,0 +1,206 @@
+"""Trials replay the first evaluation, and leave no trace in random streams and buffers."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from models import make_batch, make_closure, make_net
+from torch import nn
+
+from salsa_fused import FusedSaLSa
+
+
+def spied(net, optimizer, evaluate, layer):
+    """One step; the output of a layer in each evaluation."""
+    seen = []
+    handle = layer.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    optimizer.step(evaluate)
+    handle.remove()
+    return seen
+
+
+def masks(seen):
+    return [out == 0 for _, out in seen]
+
+
+def test_dropout_masks_repeat_within_a_step_and_differ_between_steps():
+    net = make_net(dropout=0.5, norm=False)
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    steps = [masks(spied(net, optimizer, make_closure(net, step), net[3])) for step in range(8)]
+    assert len(steps[0]) > 3
+    for step in steps:
+        assert all(torch.equal(step[0], mask) for mask in step)
+    assert all(not torch.equal(a[0], b[0]) for a, b in itertools.pairwise(steps))
+
+
+def trained(steps, max_trials, **keywords):
+    """Streams and buffers after a run whose weights never move, whatever its trials."""
+    net = make_net(dropout=0.5)
+    optimizer = FusedSaLSa(net.parameters(), module=net, max_trials=max_trials, **keywords)
+    optimizer.param_groups[0]["accepted_once"] = True
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    for step in range(steps):
+        evaluate, calls = make_closure(net, step), 0
+
+        def closure(evaluate=evaluate):
+            nonlocal calls
+            calls += 1
+            noise = random.random() + np.random.rand()
+            return evaluate() + 0.0 * noise + (0.0 if calls == 1 else 1e3)
+
+        with torch.no_grad():
+            weights = [p.clone() for p in net.parameters()]
+        optimizer.step(closure)
+        with torch.no_grad():
+            for p, w in zip(net.parameters(), weights):
+                p.copy_(w)
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    streams = (torch.get_rng_state().tolist(), random.random(), np.random.rand())
+    return optimizer.metrics()["total_trials"], buffers, streams
+
+
+@pytest.mark.filterwarnings("ignore:the closure returned")
+def test_streams_and_buffers_do_not_depend_on_the_number_of_trials():
+    none, buffers, streams = trained(50, 1, search_period=None)
+    few, few_buffers, few_streams = trained(50, 1)
+    many, many_buffers, many_streams = trained(50, 7)
+    assert (none, few, many) == (0, 50, 350)
+    assert streams == few_streams == many_streams
+    assert all(map(torch.equal, buffers, few_buffers))
+    assert all(map(torch.equal, buffers, many_buffers))
+
+
+def test_a_seed_determines_the_run():
+    def run():
+        net = make_net(dropout=0.3)
+        optimizer = FusedSaLSa(net.parameters(), module=net)
+        torch.manual_seed(5)
+        return [optimizer.step(make_closure(net, step)).item() for step in range(30)]
+
+    assert run() == run()
+
+
+def test_trials_see_the_buffers_of_the_first_evaluation():
+    """An EMA buffer that the output depends on: a trial must not see the first one's update."""
+
+    class Centered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+            self.register_buffer("mean", torch.zeros(6))
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(self.mean.clone())
+            out = (x - self.mean) * self.weight
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0) + 1.0, 0.5)
+            return out
+
+    net = Centered()
+    x, y = make_batch()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    expected = net.mean.lerp(x.mean(0) + 1.0, 0.5)
+    optimizer.step(lambda: (net(x) - y).square().mean())
+    assert len(net.seen) > 3
+    assert all(torch.equal(mean, torch.zeros(6)) for mean in net.seen)
+    assert torch.equal(net.mean, expected)
+
+
+def test_spectral_norm():
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 16))
+    net = nn.Sequential(normed, nn.Tanh(), nn.Linear(16, 1))
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # check_replay finds the same loss
+        losses = [optimizer.step(make_closure(net)).item() for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_check_replay_warns_of_data_drawn_in_the_closure():
+    net = make_net(dropout=0.0)
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    steps = iter(range(1000))
+    with pytest.warns(UserWarning, match=r"draw the data .* before the closure"):
+        optimizer.step(lambda: make_closure(net, next(steps))())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once per optimizer
+        optimizer.step(lambda: make_closure(net, next(steps))())
+        silent = FusedSaLSa(net.parameters(), module=net, check_replay=False)
+        silent.step(lambda: make_closure(net, next(steps))())
+
+
+@pytest.mark.filterwarnings("ignore:no step size")
+def test_check_replay_names_the_module_when_it_is_missing():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self):
+            self.count += 1
+            return (self.weight * self.count).square().sum()
+
+    net = Counter()
+    with pytest.warns(UserWarning, match="pass module=model"):
+        FusedSaLSa(net.parameters()).step(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FusedSaLSa(net.parameters(), module=net).step(net)
+
+
+def test_check_replay_is_one_evaluation_and_not_a_trial():
+    net, calls = make_net(), []
+    for check in (False, True):
+        optimizer = FusedSaLSa(net.parameters(), module=net, check_replay=check)
+        evaluate, before = make_closure(net), len(calls)
+        optimizer.step(lambda evaluate=evaluate: (calls.append(0), evaluate())[1])
+        extra = 1 if check else 0
+        assert len(calls) - before == 1 + extra + optimizer.last_search.trials
+
+
+@pytest.mark.filterwarnings("ignore:no step size")
+def test_without_first_evaluation_trials_share_one_mask():
+    net = make_net(dropout=0.5, norm=False)
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    evaluate = make_closure(net)
+    loss = evaluate()
+    loss.backward()
+    stream = torch.get_rng_state()
+    seen = []
+    handle = net[3].register_forward_hook(lambda module, args, out: seen.append(out == 0))
+    optimizer.step(evaluate, loss=loss)
+    handle.remove()
+    assert len(seen) > 2 and all(torch.equal(seen[0], mask) for mask in seen)
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_gradients_cleared_by_the_closure_at_a_trial():
+    results = []
+    for clear in (None, "none", "zero"):
+        net = make_net()
+        optimizer = FusedSaLSa(net.parameters(), module=net)
+        evaluate = make_closure(net)
+        optimizer.zero_grad()
+        with optimizer.first_evaluation():
+            loss = evaluate()
+        loss.backward()
+
+        def closure(net=net, clear=clear, evaluate=evaluate):
+            if clear is not None:
+                net.zero_grad(set_to_none=clear == "none")
+            return evaluate()
+
+        optimizer.step(closure, loss=loss)
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net[4].parameters())
+        results.append([p.detach().clone() for p in net.parameters()])
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))

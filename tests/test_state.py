@@ -1,0 +1,215 @@
+"""Checkpoints: what is saved, and that a loaded run continues bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import assert_same, everything, make_closure, make_net
+
+from salsa_fused import FusedSaLSa
+
+
+def build(seed=0, dtype=torch.float32, **keywords):
+    net = make_net(seed).to(dtype)
+    keywords = {"weight_decay": 0.01, "module": net, "check_replay": False, **keywords}
+    return net, FusedSaLSa(net.parameters(), **keywords)
+
+
+def advance(net, optimizer, first, last):
+    for step in range(first, last):
+        torch.manual_seed(step)
+        optimizer.step(make_closure(net, step))
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at", [1, 7, 23])
+def test_a_loaded_run_continues_bit_for_bit(dtype, at):
+    net, optimizer = build(dtype=dtype)
+    advance(net, optimizer, 0, at)
+    saved_net, saved = through_a_file(net.state_dict()), through_a_file(optimizer.state_dict())
+    advance(net, optimizer, at, 40)
+    other_net, other = build(seed=99, dtype=dtype, c=0.123, lr=0.5)
+    other_net.load_state_dict(saved_net)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["c"] == 0.5  # a loaded dictionary wins, as in torch
+    advance(other_net, other, at, 40)
+    assert_same(everything(net, optimizer), everything(other_net, other))
+
+
+CONTINUE = """
+import sys, torch
+sys.path[:0] = {path!r}
+from test_state import advance, build
+net, optimizer = build(seed=99)
+saved = torch.load({file!r}, weights_only=True)
+net.load_state_dict(saved["net"])
+optimizer.load_state_dict(saved["optimizer"])
+advance(net, optimizer, 13, 30)
+torch.save([p.detach() for p in net.parameters()], {out!r})
+"""
+
+
+def test_a_new_process_continues_bit_for_bit(tmp_path):
+    net, optimizer = build()
+    advance(net, optimizer, 0, 13)
+    file, out = str(tmp_path / "saved.pt"), str(tmp_path / "out.pt")
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    program = CONTINUE.format(path=sys.path, file=file, out=out)
+    subprocess.run([sys.executable, "-c", program], check=True)
+    advance(net, optimizer, 13, 30)
+    assert all(map(torch.equal, net.parameters(), torch.load(out, weights_only=True)))
+
+
+def test_the_state_is_there_from_construction_and_plain():
+    _, optimizer = build()
+    packed = optimizer.state_dict()["param_groups"][0]
+    for name in ("step_size", "smoothed_decrease", "smoothed_slope", "period", "skipped_steps"):
+        assert name in packed
+    json.dumps(packed)
+
+
+def test_loading_copies():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 3)
+    other_net, other = build()
+    other.load_state_dict(optimizer.state_dict())
+    before = [entry["exp_avg"].clone() for entry in optimizer.state.values()]
+    advance(other_net, other, 3, 6)
+    assert all(torch.equal(b, e["exp_avg"]) for b, e in zip(before, optimizer.state.values()))
+
+
+@pytest.mark.parametrize("theirs", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_state_of_torch_adam(theirs, amsgrad, recwarn):
+    net = make_net(dropout=0.0)
+    adam = theirs(net.parameters(), lr=1e-3, amsgrad=amsgrad)
+    for step in range(5):
+        adam.zero_grad()
+        make_closure(net, step)().backward()
+        adam.step()
+    optimizer = FusedSaLSa(net.parameters(), module=net, weight_decay=0.03)
+    advance(net, optimizer, 0, 2)
+    optimizer.load_state_dict(adam.state_dict())
+    assert any("max_exp_avg_sq" in str(w.message) for w in recwarn) == amsgrad
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1.0, 0.03, (0.9, 0.999))
+    assert (group["steps"], group["step_size"], group["located"]) == (0, 1.0, False)
+    for p in net.parameters():
+        entry = optimizer.state[p]
+        assert type(entry["step"]) is int and entry["step"] == 5
+        assert set(entry) == {"step", "exp_avg", "exp_avg_sq"}
+        assert torch.equal(entry["exp_avg"], adam.state[p]["exp_avg"])
+    optimizer.step(make_closure(net))
+    assert optimizer.last_search.outcome == "accepted"
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_deepcopy_and_pickle(copy_of):
+    net, optimizer = build()
+    advance(net, optimizer, 0, 12)
+    other_net, other = copy_of((net, optimizer))
+    assert other.module is other_net and not other.check_replay
+    assert other.param_groups[0]["params"][0] is next(other_net.parameters())
+    assert other.last_search == optimizer.last_search
+    advance(net, optimizer, 12, 30)
+    advance(other_net, other, 12, 30)
+    assert_same(everything(net, optimizer), everything(other_net, other))
+
+
+def test_hooks():
+    net, optimizer = build()
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "extra": 1})
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: seen.append(state["extra"]))
+    optimizer.register_load_state_dict_post_hook(lambda _: seen.append("loaded"))
+    advance(net, optimizer, 0, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["before", "after", 1, "loaded"]
+
+
+def test_a_group_added_in_mid_run_takes_over_the_search():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 15)
+    extra = torch.nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [extra], "lr": 0.5})
+    first, second = optimizer.param_groups
+    assert first["step_size"] == second["step_size"] and second["steps"] == 15
+    evaluate = make_closure(net)
+    for _ in range(3):
+        optimizer.step(lambda: evaluate() + extra.square().sum())
+    assert optimizer.state[extra]["step"] == 3
+    assert optimizer.state[net[0].weight]["step"] == 18
+    assert first["step_size"] == second["step_size"]
+
+
+@pytest.mark.parametrize("change", ["to", "data", "swap"])
+def test_tensors_that_move_between_steps(change):
+    runs = []
+    for moving in (False, True):
+        net, optimizer = build()
+        for step in range(20):
+            if moving and change == "to":
+                net.to(torch.float64).to(torch.float32)
+            elif moving and change == "data":
+                for p in net.parameters():
+                    p.data = p.data.clone()
+            elif moving:  # as an EMA of the weights is swapped in for validation
+                kept = [p.data for p in net.parameters()]
+                for p in net.parameters():
+                    p.data = p.data * 0
+                for p, data in zip(net.parameters(), kept):
+                    p.data = data
+            advance(net, optimizer, step, step + 1)
+        runs.append([p.detach().clone() for p in net.parameters()])
+    assert all(map(torch.equal, *runs))
+
+
+def test_weights_that_change_dtype_and_layout_keep_their_moments():
+    net = torch.nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 8, 8)
+    optimizer = FusedSaLSa(net.parameters(), check_replay=False)
+    for convert in (lambda: net.to(memory_format=torch.channels_last), net.double, net.float):
+        for _ in range(3):
+            optimizer.step(lambda: net(x.to(net.weight.dtype)).square().mean())
+        before = optimizer.state[net.weight]["exp_avg_sq"].double().contiguous()
+        convert()
+        optimizer._table.refresh(optimizer.param_groups, optimizer.state)
+        net.weight.grad = torch.zeros_like(net.weight)
+        net.bias.grad = torch.zeros_like(net.bias)
+        optimizer._table.refresh(optimizer.param_groups, optimizer.state)
+        row = next(r for launch in optimizer._table.launches for r in launch.rows)
+        assert torch.allclose(row.exp_avg_sq.double().contiguous(), before)
+        assert row.exp_avg_sq.stride() == net.weight.stride()
+        optimizer._table.release()
+
+
+def test_a_cleared_state_starts_over():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 3)
+    optimizer.state.clear()
+    advance(net, optimizer, 3, 4)
+    assert all(entry["step"] == 1 for entry in optimizer.state.values())
+
+
+def test_no_gradient_is_held_between_steps():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 1)
+    rows = [row for launch in optimizer._table.launches for row in launch.rows]
+    assert all(row.gradient is None for row in rows)
+    assert all(launch.saved is None for launch in optimizer._table.launches)
