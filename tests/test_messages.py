@@ -1,4 +1,4 @@
-"""Every error a user can make: its text names what was wrong and what to do, and nothing changes."""
+"""Every error a user can make: its text says what to do, and nothing changes."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_backward_inside_a_closure_beside_a_given_loss():
         return again
 
     before = everything(net, optimizer)
-    with pytest.raises(RuntimeError, match="leave zero_grad.* and backward.* outside it"):
+    with pytest.raises(RuntimeError, match=r"leave zero_grad.* and backward.* outside it"):
         optimizer.step(closure, loss=loss)
     assert_same(before, everything(net, optimizer))
 

@@ -21,7 +21,7 @@ def problem():
 
 
 def train(disturb=lambda step, trial, loss: loss, offset=0.0, **keywords):
-    """Final loss above the minimum; `disturb` changes the first evaluation's loss or the trials'."""
+    """Final loss above the minimum; `disturb` changes the loss of an evaluation."""
     inputs, targets = problem()
     weight = torch.zeros(10, requires_grad=True)
     optimizer = FusedSaLSa([weight], check_replay=False, **keywords)
