@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ["csrc/cpu_kernels.cpp", "csrc/module.cpp"]
-HEADERS = ["csrc/adam.h", "csrc/cpu_kernels.h"]
+HEADERS = ["csrc/adam.h", "csrc/cpu_kernels.h", "csrc/storage.h"]
 
 # No -ffast-math: the same bits on every machine are worth more (see csrc/adam.h).
 CXX_FLAGS = [

@@ -1,7 +1,11 @@
 #include "cpu_kernels.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
+#include <cstring>
+
+#include "storage.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 // One binary for every x86-64: the loader picks the widest instruction set that the CPU has.  The
@@ -19,21 +23,43 @@
 namespace salsa::cpu {
 namespace {
 
-constexpr int kLanes = 8;    // running sums of the slope, side by side in one vector register
-constexpr int kBlock = 512;  // elements whose products are kept in the first cache
+constexpr int kLanes = 16;   // running sums of the slope, side by side in vector registers
+constexpr int kBlock = 512;  // elements that stay in the first cache while they are worked on
 
-SALSA_CLONES double first_trial_chunk(float* SALSA_RESTRICT w, const float* SALSA_RESTRICT g,
-                                      const float* SALSA_RESTRICT v, float* SALSA_RESTRICT saved,
-                                      std::int64_t n, const AdamClass c) {
+// Writes past the caches where `stream` says that the model is larger than they are: the line need
+// not be read first, and nothing useful is evicted.
+template <class T>
+SALSA_INLINE void write_block(T* to, const T* from, int n, bool stream) {
+#if defined(__SSE2__)
+    if (stream) {
+        int i = 0;
+        for (; i < n && reinterpret_cast<std::uintptr_t>(to + i) % 16 != 0; ++i) to[i] = from[i];
+        constexpr int kStep = 16 / sizeof(T);
+        for (; i + kStep <= n; i += kStep)
+            _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+        for (; i < n; ++i) to[i] = from[i];
+        return;
+    }
+#endif
+    (void)stream;
+    std::memcpy(to, from, n * sizeof(T));
+}
+
+template <class T>
+SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
+                                     const float* SALSA_RESTRICT v, T* SALSA_RESTRICT saved,
+                                     std::int64_t n, const AdamClass& c, bool stream) {
     float products[kBlock];
     double lanes[kLanes] = {};
     for (std::int64_t base = 0; base < n; base += kBlock) {
         const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
+        write_block(saved + base, w + base, m, stream);  // first: it also fetches w
         for (int i = 0; i < m; ++i) {
-            const float direction = trial_direction(g[base + i], v[base + i], c);
-            saved[base + i] = w[base + i];
-            w[base + i] = trial_point(w[base + i], direction, c);
-            products[i] = g[base + i] * direction;
+            const float gradient = load(g[base + i]);
+            const float direction = trial_direction(gradient, v[base + i], c);
+            w[base + i] = Stored<T>::from(trial_point(load(w[base + i]), direction, c));
+            products[i] = gradient * direction;
         }
         int i = 0;
         for (; i + kLanes <= m; i += kLanes)
@@ -45,27 +71,61 @@ SALSA_CLONES double first_trial_chunk(float* SALSA_RESTRICT w, const float* SALS
     return sum * c.slope_scale;
 }
 
-SALSA_CLONES void next_trial_chunk(float* SALSA_RESTRICT w, const float* SALSA_RESTRICT g,
-                                   const float* SALSA_RESTRICT v, const float* SALSA_RESTRICT saved,
-                                   std::int64_t n, const AdamClass c) {
-    for (std::int64_t i = 0; i < n; ++i)
-        w[i] = trial_point(saved[i], trial_direction(g[i], v[i], c), c);
+template <class T>
+SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
+                                  const float* SALSA_RESTRICT v, const T* SALSA_RESTRICT saved,
+                                  std::int64_t n, const AdamClass& c, bool stream) {
+    T moved[kBlock];
+    for (std::int64_t base = 0; base < n; base += kBlock) {
+        const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
+        for (int i = 0; i < m; ++i) {
+            const float direction = trial_direction(load(g[base + i]), v[base + i], c);
+            moved[i] = Stored<T>::from(trial_point(load(saved[base + i]), direction, c));
+        }
+        write_block(w + base, moved, m, stream);
+    }
 }
 
 // `from` may be `w` itself: each element is read before it is written.
-SALSA_CLONES void adam_step_chunk(float* w, const float* from, const float* SALSA_RESTRICT g,
-                                  float* SALSA_RESTRICT m, float* SALSA_RESTRICT v, std::int64_t n,
-                                  const AdamClass c) {
+template <class T>
+SALSA_INLINE void adam_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g,
+                                 float* SALSA_RESTRICT m, float* SALSA_RESTRICT v, std::int64_t n,
+                                 const AdamClass& c) {
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC ivdep
 #endif
     for (std::int64_t i = 0; i < n; ++i) {
-        const float m_new = first_moment(m[i], g[i], c);
-        const float v_new = second_moment(v[i], g[i], c);
-        w[i] = stepped_weight(from[i], m_new, v_new, c);
+        const float gradient = load(g[i]);
+        const float m_new = first_moment(m[i], gradient, c);
+        const float v_new = second_moment(v[i], gradient, c);
+        w[i] = Stored<T>::from(stepped_weight(load(from[i]), m_new, v_new, c));
         m[i] = m_new;
         v[i] = v_new;
     }
+}
+
+// The clones: attributes of this kind belong on plain functions, so there is one per type.
+#define SALSA_INSTANTIATE(T)                                                                      \
+    SALSA_CLONES double first_trial_chunk(T* w, const T* g, const float* v, T* saved,             \
+                                          std::int64_t n, const AdamClass& c, bool stream) {      \
+        return first_trial_loop<T>(w, g, v, saved, n, c, stream);                                 \
+    }                                                                                             \
+    SALSA_CLONES void next_trial_chunk(T* w, const T* g, const float* v, const T* saved,          \
+                                       std::int64_t n, const AdamClass& c, bool stream) {         \
+        next_trial_loop<T>(w, g, v, saved, n, c, stream);                                         \
+    }                                                                                             \
+    SALSA_CLONES void adam_step_chunk(T* w, const T* from, const T* g, float* m, float* v,        \
+                                      std::int64_t n, const AdamClass& c) {                       \
+        adam_step_loop<T>(w, from, g, m, v, n, c);                                                \
+    }
+
+SALSA_INSTANTIATE(float)
+SALSA_INSTANTIATE(bf16)
+SALSA_INSTANTIATE(fp16)
+
+template <class T>
+T* at(std::int64_t address, std::int64_t offset) {
+    return reinterpret_cast<T*>(address) + offset;
 }
 
 // Calls work(row, class, chunk, index) for every chunk whose row has a gradient.
@@ -81,44 +141,71 @@ void for_each_chunk(const Launch& launch, const Work& work) {
     }
 }
 
-float* at(std::int64_t address, std::int64_t offset) {
-    return reinterpret_cast<float*>(address) + offset;
-}
-
-}  // namespace
-
-double first_trial(const Launch& launch, double* partials) {
+template <class T>
+double first_trial_of(const Launch& launch, double* partials) {
+    T* saved = static_cast<T*>(launch.saved);
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) partials[k] = 0.0;
     for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
                                std::int64_t k) {
-        partials[k] = first_trial_chunk(at(row.weight, chunk.start), at(row.gradient, chunk.start),
-                                        at(row.exp_avg_sq, chunk.start),
-                                        launch.saved + row.saved + chunk.start,
-                                        chunk.end - chunk.start, c);
+        partials[k] = first_trial_chunk(
+            at<T>(row.weight, chunk.start), at<const T>(row.gradient, chunk.start),
+            at<const float>(row.exp_avg_sq, chunk.start), saved + row.saved + chunk.start,
+            chunk.end - chunk.start, c, launch.stream);
     });
     double slope = 0.0;
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) slope += partials[k];
     return slope;
 }
 
-void next_trial(const Launch& launch) {
-    for_each_chunk(launch,
-                   [&](const Row& row, const AdamClass& c, const Chunk& chunk, std::int64_t) {
-        next_trial_chunk(at(row.weight, chunk.start), at(row.gradient, chunk.start),
-                         at(row.exp_avg_sq, chunk.start), launch.saved + row.saved + chunk.start,
-                         chunk.end - chunk.start, c);
+template <class T>
+void next_trial_of(const Launch& launch) {
+    const T* saved = static_cast<const T*>(launch.saved);
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
+                               std::int64_t) {
+        next_trial_chunk(at<T>(row.weight, chunk.start), at<const T>(row.gradient, chunk.start),
+                         at<const float>(row.exp_avg_sq, chunk.start),
+                         saved + row.saved + chunk.start, chunk.end - chunk.start, c,
+                         launch.stream);
     });
 }
 
-void adam_step(const Launch& launch) {
-    for_each_chunk(launch,
-                   [&](const Row& row, const AdamClass& c, const Chunk& chunk, std::int64_t) {
-        float* weight = at(row.weight, chunk.start);
-        const float* from =
-            launch.saved != nullptr ? launch.saved + row.saved + chunk.start : weight;
-        adam_step_chunk(weight, from, at(row.gradient, chunk.start), at(row.exp_avg, chunk.start),
-                        at(row.exp_avg_sq, chunk.start), chunk.end - chunk.start, c);
+template <class T>
+void adam_step_of(const Launch& launch) {
+    const T* saved = static_cast<const T*>(launch.saved);
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
+                               std::int64_t) {
+        T* weight = at<T>(row.weight, chunk.start);
+        const T* from = saved != nullptr ? saved + row.saved + chunk.start : weight;
+        adam_step_chunk(weight, from, at<const T>(row.gradient, chunk.start),
+                        at<float>(row.exp_avg, chunk.start),
+                        at<float>(row.exp_avg_sq, chunk.start), chunk.end - chunk.start, c);
     });
+}
+
+}  // namespace
+
+double first_trial(const Launch& launch, double* partials) {
+    switch (launch.dtype) {
+        case Dtype::bf16: return first_trial_of<bf16>(launch, partials);
+        case Dtype::fp16: return first_trial_of<fp16>(launch, partials);
+        default: return first_trial_of<float>(launch, partials);
+    }
+}
+
+void next_trial(const Launch& launch) {
+    switch (launch.dtype) {
+        case Dtype::bf16: return next_trial_of<bf16>(launch);
+        case Dtype::fp16: return next_trial_of<fp16>(launch);
+        default: return next_trial_of<float>(launch);
+    }
+}
+
+void adam_step(const Launch& launch) {
+    switch (launch.dtype) {
+        case Dtype::bf16: return adam_step_of<bf16>(launch);
+        case Dtype::fp16: return adam_step_of<fp16>(launch);
+        default: return adam_step_of<float>(launch);
+    }
 }
 
 bool has_openmp() {

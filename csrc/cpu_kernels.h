@@ -5,13 +5,17 @@
 
 namespace salsa::cpu {
 
-// All rows, chunks and classes of one launch; `saved` are the weights before the search.
+enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };  // of weights, gradients, saved weights
+
+// All rows, chunks and classes of one launch.
 struct Launch {
     const Row* rows;
     const Chunk* chunks;
     std::int64_t n_chunks;
     const AdamClass* classes;
-    float* saved;
+    void* saved;  // the weights before the search, or null
+    Dtype dtype;
+    bool stream;  // write past the caches: the launch moves more than they hold
     int threads;
 };
 

@@ -8,15 +8,22 @@ namespace py = pybind11;
 namespace {
 
 using Address = std::uintptr_t;
+using salsa::cpu::Launch;
 
-salsa::cpu::Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                               Address saved, int threads) {
+Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address classes,
+                   Address saved, int dtype, bool stream, int threads) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
             reinterpret_cast<const salsa::AdamClass*>(classes),
-            reinterpret_cast<float*>(saved),
+            reinterpret_cast<void*>(saved),
+            static_cast<salsa::cpu::Dtype>(dtype),
+            stream,
             threads};
+}
+
+double first_trial(const Launch& launch, Address partials) {
+    return salsa::cpu::first_trial(launch, reinterpret_cast<double*>(partials));
 }
 
 const char* compiler() {
@@ -37,26 +44,8 @@ PYBIND11_MODULE(_native, module) {
     module.attr("row_fields") = sizeof(salsa::Row) / sizeof(std::int64_t);
 
     using release_gil = py::call_guard<py::gil_scoped_release>;
-    module.def("cpu_first_trial",
-               [](Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                  Address saved, int threads, Address partials) {
-                   return salsa::cpu::first_trial(
-                       launch_from(rows, chunks, n_chunks, classes, saved, threads),
-                       reinterpret_cast<double*>(partials));
-               },
-               release_gil());
-    module.def("cpu_next_trial",
-               [](Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                  Address saved, int threads) {
-                   salsa::cpu::next_trial(
-                       launch_from(rows, chunks, n_chunks, classes, saved, threads));
-               },
-               release_gil());
-    module.def("cpu_adam_step",
-               [](Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                  Address saved, int threads) {
-                   salsa::cpu::adam_step(
-                       launch_from(rows, chunks, n_chunks, classes, saved, threads));
-               },
-               release_gil());
+    py::class_<Launch>(module, "CpuLaunch").def(py::init(&launch_from));
+    module.def("cpu_first_trial", &first_trial, release_gil());
+    module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
+    module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
 }

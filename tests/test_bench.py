@@ -191,8 +191,8 @@ def test_markdown_table_marks_what_is_better_in_every_seed():
     ("value", "shown"),
     [(2.4963, "2.496"), (0.1, "0.100"), (0.02, "0.020"), (0.00123, "0.0012"), (0.000123, "1.2e-4")],
 )
-def test_losses_keep_two_digits_however_small(value, shown):
-    assert tables.show_loss(value) == shown
+def test_small_numbers_keep_two_digits_however_small(value, shown):
+    assert tables.show_number(value) == shown
 
 
 def test_the_verdict_names_the_winner_either_way():
@@ -234,9 +234,10 @@ def test_a_block_is_made_anew_and_the_rest_stays():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MARKED.replace("demo", "other"), "marker 'other' is unknown"),
+        (MARKED.replace("demo", "other"), r"unknown markers \['other'\]"),
         (MARKED.replace("<!-- demo:end -->", ""), "once each"),
         (MARKED + MARKED, "once each"),
+        ("no markers at all", "once each"),
     ],
 )
 def test_markers_that_do_not_fit_are_errors(text, message):

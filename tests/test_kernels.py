@@ -238,15 +238,30 @@ def test_bits_over_shapes_strides_groups_and_missing_gradients(
 
 SHIM = r"""
 #include "cpu_kernels.h"
+#include "storage.h"
 using namespace salsa;
-extern "C" double run(int kernel, std::int64_t* rows, std::int64_t* chunks, std::int64_t n,
-                      float* classes, float* saved, double* partials) {
+extern "C" double run(int kernel, int dtype, int stream, std::int64_t* rows,
+                      std::int64_t* chunks, std::int64_t n, float* classes, void* saved,
+                      double* partials) {
     const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
-                             reinterpret_cast<AdamClass*>(classes), saved, 1};
+                             reinterpret_cast<AdamClass*>(classes), saved, cpu::Dtype(dtype),
+                             stream != 0, 1};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);
     if (kernel == 2) cpu::adam_step(launch);
     return 0.0;
+}
+template <class T>
+void convert_as(std::int64_t n, const T* from, float* read, const float* numbers, T* written) {
+    for (std::int64_t i = 0; i < n; ++i) {
+        read[i] = load(from[i]);
+        written[i] = Stored<T>::from(numbers[i]);
+    }
+}
+extern "C" void convert(int dtype, std::int64_t n, void* from, float* read, float* numbers,
+                        void* written) {
+    if (dtype == 1) convert_as(n, (bf16*)from, read, numbers, (bf16*)written);
+    if (dtype == 2) convert_as(n, (fp16*)from, read, numbers, (fp16*)written);
 }
 """
 
@@ -256,46 +271,86 @@ def cpu_flags():
     return set(path.read_text().split()) if path.exists() else set()
 
 
-def test_bits_whatever_the_instruction_set(tmp_path):
-    """The clones that the loader chooses among, each built alone and run where it can."""
+def random_bits(size, dtype, seed):
+    """Finite numbers of every magnitude, subnormal ones included."""
+    random = np.random.default_rng(seed)
+    if dtype == 0:
+        return (random.standard_normal(size) * 10.0 ** random.integers(-45, 3, size)).astype("f4")
+    bits = random.integers(0, 2**16, size, dtype=np.uint16)
+    exponent = {1: 0x7F80, 2: 0x7C00}[dtype]
+    return np.where((bits & exponent) == exponent, bits ^ 0x4000, bits)
+
+
+@pytest.mark.parametrize("dtype", [0, 1, 2], ids=["fp32", "bf16", "fp16"])
+def test_bits_whatever_the_instruction_set(dtype, instruction_sets):
+    """The clones that the loader chooses among, and writes past the caches beside others."""
+    results = {}
+    for name, library in instruction_sets.items():
+        library.run.restype = ctypes.c_double
+        for stream in (0, 1):
+            w, g = (random_bits(1003, dtype, seed) for seed in (1, 2))
+            m, v = random_bits(1003, 0, 3), np.abs(random_bits(1003, 0, 4))
+            saved = np.zeros_like(w)
+            rows = np.array([[x.ctypes.data for x in (w, g, m, v)] + [0, 0]], dtype=np.int64)
+            chunks = np.array([[0, 0, 600], [0, 600, 1003]], dtype=np.int64)
+            scalars = [0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1]
+            classes, partials = np.array(scalars, dtype=np.float32), np.zeros(2)
+            arrays = (rows, chunks, classes, saved, partials)
+            pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays]
+            pointers.insert(2, ctypes.c_int64(2))
+            seen = []
+            for kernel in range(3):
+                slope = library.run(kernel, dtype, stream, *pointers)
+                seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
+            results[name, stream] = seen
+    first = results["sse2", 0]
+    assert len({first[1], first[11]}) == 2  # they are not all the same for want of an effect
+    assert all(seen == first for seen in results.values())
+
+
+@pytest.fixture(scope="module")
+def instruction_sets(tmp_path_factory):
     flags = cpu_flags()
     wanted = {"sse2": "-mno-avx", "avx2": "-mavx2 -mfma", "avx512f": "-mavx512f -mfma"}
     wanted = {name: option for name, option in wanted.items() if name in flags}
     if "sse2" not in wanted:
         pytest.skip("not an x86-64 CPU: there is one instruction set only")
-    (tmp_path / "shim.cpp").write_text(SHIM)
-    results = {}
+    folder = tmp_path_factory.mktemp("instruction_sets")
+    (folder / "shim.cpp").write_text(SHIM)
     for name, option in wanted.items():
-        library = tmp_path / f"{name}.so"
         command = (
             f"c++ -std=c++17 -O3 -shared -fPIC -fno-math-errno -fno-trapping-math "
             f"-ffp-contract=off -DSALSA_CLONES= {option} -I{CSRC} {CSRC}/cpu_kernels.cpp "
-            f"{tmp_path}/shim.cpp -o {library}"
+            f"{folder}/shim.cpp -o {folder}/{name}.so"
         )
         subprocess.run(command.split(), check=True)
-        run_kernel = ctypes.CDLL(str(library)).run
-        run_kernel.restype = ctypes.c_double
-        random = np.random.default_rng(0)
-        w, g, m = (random.standard_normal(1003).astype(np.float32) for _ in range(3))
-        v = np.abs(random.standard_normal(1003)).astype(np.float32)
-        saved = np.zeros_like(w)
-        rows = np.array([[x.ctypes.data for x in (w, g, m, v)] + [0, 0]], dtype=np.int64)
-        chunks = np.array([[0, 0, 600], [0, 600, 1003]], dtype=np.int64)
-        classes = np.array([0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1], dtype=np.float32)
-        partials = np.zeros(2)
-        seen = []
-        for kernel in range(3):
-            arrays = [x.ctypes.data_as(ctypes.c_void_p) for x in (rows, chunks)]
-            slope = run_kernel(
-                kernel,
-                *arrays,
-                ctypes.c_int64(2),
-                *[x.ctypes.data_as(ctypes.c_void_p) for x in (classes, saved, partials)],
-            )
-            seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
-        results[name] = seen
-    for name, seen in results.items():
-        assert seen == results["sse2"], name
+    return {name: ctypes.CDLL(f"{folder}/{name}.so") for name in wanted}
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [(1, torch.bfloat16), (2, torch.float16)])
+def test_16_bit_numbers_are_torchs(dtype, torch_dtype, instruction_sets):
+    """Every 16-bit number is read as torch reads it; fp32 numbers are rounded as torch rounds."""
+    everything = np.arange(2**16, dtype=np.uint16)
+    read, written = np.zeros(2**16, dtype=np.float32), np.zeros(2**16, dtype=np.uint16)
+    random = np.random.default_rng(0)
+    floats = random.integers(0, 2**32, 2**16, dtype=np.uint32).view(np.float32)
+    expected = torch.from_numpy(everything.view(np.int16).copy()).view(torch_dtype)
+    halves = expected.float().numpy()
+    with np.errstate(all="ignore"):
+        between = (halves[:-1].astype(np.float64) + halves[1:]) / 2  # ties
+    ties = np.resize(between[np.isfinite(between)].astype(np.float32), 2**16)
+    library = next(iter(instruction_sets.values()))
+    for numbers in (floats, ties):
+        pointers = [ctypes.c_void_p(x.ctypes.data) for x in (everything, read, numbers, written)]
+        library.convert(dtype, ctypes.c_int64(2**16), *pointers)
+        rounded = torch.from_numpy(numbers).to(torch_dtype)
+        ours = torch.from_numpy(written.view(np.int16).copy()).view(torch_dtype)
+        assert torch.equal(ours.isnan(), rounded.isnan())
+        numeric = ~rounded.isnan()
+        assert same_bits(ours[numeric], rounded[numeric])
+    finite = ~np.isnan(halves)
+    assert np.array_equal(read[finite].view(np.uint32), halves[finite].view(np.uint32))
+    assert np.isnan(read[~finite]).all()
 
 
 # -- the table --------------------------------------------------------------------------------

@@ -227,7 +227,8 @@ def test_a_forced_backend_that_cannot_serve():
     parameter = weight(dtype=torch.float64)
     optimizer = FusedSaLSa([parameter], backend="native")
     with pytest.raises(
-        RuntimeError, match=r"'native' was asked for.*float64.*only for torch.float32"
+        RuntimeError,
+        match=r"'native' was asked for.*float64.*only for equal dtypes among torch.float32",
     ):
         optimizer.step(lambda: parameter.sum())
     assert parameter.tolist() == [1.0] * 3

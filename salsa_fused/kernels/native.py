@@ -1,6 +1,6 @@
 """Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region each.
 
-Here for dense fp32 weights on the CPU.  The compiled module knows nothing of torch: it is handed
+For dense fp32, bf16 and fp16 weights on the CPU, with moments in fp32.  The compiled module knows nothing of torch: it is handed
 addresses and sizes.
 """
 
@@ -9,14 +9,21 @@ from __future__ import annotations
 import importlib
 import json
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .interface import CHUNK_FIELDS, Launch
 from .layout import is_dense
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as `Dtype` in csrc/cpu_kernels.h
+BYTES_A_PARAMETER = 20  # that a trial moves at most
 
 _module: ModuleType | None = None
 _import_error = ""
@@ -54,30 +61,30 @@ class NativeBackend:
             return missing()
         if weight.device.type != "cpu":
             return f"it has no kernel for device {weight.device.type!r}"
-        if weight.dtype != torch.float32 or gradient_dtype != torch.float32:
-            dtype = weight.dtype if weight.dtype != torch.float32 else gradient_dtype
-            return f"it has no kernel for {dtype}, only for torch.float32"
+        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
+            served = ", ".join(map(str, DTYPES))
+            return (
+                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
+                f"only for equal dtypes among {served}"
+            )
         if not is_dense(weight):
             return "it has no kernel for weights with gaps in memory"
         return None
 
     def first_trial(self, launch: Launch) -> Tensor:
-        partials = array("d", bytes(8 * _n_chunks(launch)))
-        arguments = _arguments(launch)
-        slope = _kernels().cpu_first_trial(*arguments.numbers, partials.buffer_info()[0])
-        launch.moved = True
-        torch.autograd.graph.increment_version(arguments.weights)
+        partials = array("d", bytes(8 * (len(launch.raw_chunks) // CHUNK_FIELDS)))
+        with _native_launch(launch) as native_launch:
+            slope = _kernels().cpu_first_trial(native_launch, partials.buffer_info()[0])
+            launch.moved = True
         return torch.tensor(slope, dtype=torch.float64)
 
     def next_trial(self, launch: Launch) -> None:
-        arguments = _arguments(launch)
-        _kernels().cpu_next_trial(*arguments.numbers)
-        torch.autograd.graph.increment_version(arguments.weights)
+        with _native_launch(launch) as native_launch:
+            _kernels().cpu_next_trial(native_launch)
 
     def adam_step(self, launch: Launch) -> None:
-        arguments = _arguments(launch)
-        _kernels().cpu_adam_step(*arguments.numbers)
-        torch.autograd.graph.increment_version(arguments.weights)
+        with _native_launch(launch) as native_launch:
+            _kernels().cpu_adam_step(native_launch)
 
 
 def _kernels() -> ModuleType:
@@ -85,23 +92,30 @@ def _kernels() -> ModuleType:
     return _module
 
 
-def _n_chunks(launch: Launch) -> int:
-    return len(launch.raw_chunks) // CHUNK_FIELDS
+@contextmanager
+def _native_launch(launch: Launch) -> Iterator[Any]:
+    """The launch as the compiled module takes it; what it points to lives as long."""
+    # array("f") rounds each float64 scalar once
+    classes = array("f", [scalar for c in launch.classes for scalar in c])
+    yield _kernels().CpuLaunch(
+        launch.raw_rows.buffer_info()[0],
+        launch.raw_chunks.buffer_info()[0],
+        len(launch.raw_chunks) // CHUNK_FIELDS,
+        classes.buffer_info()[0],
+        0 if launch.saved is None else launch.saved.data_ptr(),
+        DTYPES.index(launch.dtype),
+        launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
+        torch.get_num_threads(),
+    )
+    # autograd does not see writes through addresses
+    weights = [row.weight for row in launch.rows if row.gradient is not None]
+    torch.autograd.graph.increment_version(weights)
 
 
-class _arguments:
-    """What every native kernel is called with; keeps the arrays alive while it runs."""
-
-    def __init__(self, launch: Launch) -> None:
-        # array("f") rounds each float64 scalar once
-        self.classes = array("f", [scalar for c in launch.classes for scalar in c])
-        self.numbers = (
-            launch.raw_rows.buffer_info()[0],
-            launch.raw_chunks.buffer_info()[0],
-            _n_chunks(launch),
-            self.classes.buffer_info()[0],
-            0 if launch.saved is None else launch.saved.data_ptr(),
-            torch.get_num_threads(),
-        )
-        # autograd does not see writes through addresses
-        self.weights = [row.weight for row in launch.rows if row.gradient is not None]
+@cache
+def _last_level_cache() -> int:
+    """Bytes that the last cache before memory holds; 32 MiB where the system does not say."""
+    with suppress(OSError, ValueError):
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
+        return int(size.removesuffix("K")) << 10
+    return 32 << 20
