@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
-export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test lint clean
@@ -20,6 +19,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m salsa_fused
 	$(BIN)/python -m pytest -q
+	$(BIN)/python -m bench readme --check
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

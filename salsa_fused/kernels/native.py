@@ -1,6 +1,7 @@
 """Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region each.
 
-For dense fp32, bf16 and fp16 weights on the CPU, with moments in fp32.  The compiled module knows nothing of torch: it is handed
+For dense fp32, bf16 and fp16 weights on the CPU, with moments in fp32.  The compiled module knows
+nothing of torch: it is handed
 addresses and sizes.
 """
 

@@ -1,0 +1,46 @@
+"""`python -m bench COMMAND` runs the module of this package with that name.
+
+A command's module offers `add_arguments(parser)` and `main(arguments)`, which returns the exit
+code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from bench.data import DataError
+
+COMMANDS = {
+    "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
+    "readme": "write the tables in README.md from the committed results",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in arguments[:1]:  # no other command's imports are needed
+            module = _load(name)
+            module.add_arguments(command)
+    options = parser.parse_args(arguments)
+    try:
+        return module.main(options)
+    except DataError as error:
+        sys.exit(f"{options.command}: {error}")
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{name}: {missing}. The benchmarks need: pip install -e '.[bench]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

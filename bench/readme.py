@@ -1,0 +1,65 @@
+"""Tables in README.md, made from the committed results: `<!-- NAME:begin -->` to `NAME:end`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.results import REPOSITORY, Results
+from bench.tables import demo_table, to_markdown
+from bench.verdict import demo_verdict
+
+PUBLISHED = REPOSITORY / "bench" / "results"
+
+
+def demo_block(published: Path = PUBLISHED) -> str:
+    """The table, the verdict, and where they were measured."""
+    path = published / "cpu" / "demo.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: python -m bench demo --out {path.parent}")
+    results = Results.read(path)
+    sentences = "\n".join(f"* {sentence}" for sentence in demo_verdict(results))
+    where = results.environment
+    source = f"Measured on {where['device']} ({where['threads']} threads), torch {where['torch']}."
+    return f"{to_markdown(demo_table(results))}\n{sentences}\n\n{source}\n"
+
+
+# The name in the marker, and what stands between the markers.
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo_block}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
+    parser.add_argument("--file", type=Path, default=REPOSITORY / "README.md")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    before = arguments.file.read_text(encoding="utf-8")
+    try:
+        after = with_blocks(before, BLOCKS)
+    except ValueError as error:
+        raise SystemExit(f"{arguments.file}: {error}") from None
+    if arguments.check:
+        if after != before:
+            print(f"{arguments.file} is out of date: run python -m bench readme", file=sys.stderr)
+        return int(after != before)
+    arguments.file.write_text(after, encoding="utf-8")
+    return 0
+
+
+def with_blocks(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """`text` with every block made anew; markers and blocks have to be the same ones."""
+    unknown = set(re.findall(r"<!-- (\w+):(?:begin|end) -->", text)) - set(blocks)
+    if unknown:
+        raise ValueError(f"unknown markers {sorted(unknown)}; known are {sorted(blocks)}")
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(f"{begin} and {end} must stand there once each, in this order")
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{block().strip()}\n{end}{tail}"
+    return text

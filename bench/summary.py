@@ -1,0 +1,66 @@
+"""Training runs as rows and curves: one value per seed, and the mean and extremes of them."""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+
+from bench import results
+from bench.results import Curve, Row
+from bench.training import Checkpoint, Problem, Run
+
+FINAL_SHARE = 0.2  # of the work: final figures are means over what is measured in this last part
+WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
+
+
+def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
+    """The figures of one optimizer on one problem; `runs` are its seeds."""
+    ends = [_final(problem, run) for run in runs]
+    metrics = {
+        ("train_loss", "nats"): [fmean(p.train_loss for p in end) for end in ends],
+        ("validation_loss", "nats"): [fmean(p.validation_loss for p in end) for end in ends],
+        ("validation_accuracy", "share"): [
+            fmean(p.validation_accuracy for p in end) for end in ends
+        ],
+        ("batch_loss", "nats"): [fmean(_last(run.losses)) for run in runs],
+        ("extra_forwards", "per step"): [extra_forwards(run) for run in runs],
+        ("step_time", "ms"): [median(run.milliseconds) for run in runs],
+        ("train_time", "s"): [sum(run.milliseconds) / 1e3 for run in runs],
+        ("final_step_size", "1"): [run.step_sizes[-1] for run in runs],
+        ("steps", "1"): [float(len(run.losses)) for run in runs],
+        ("skipped_steps", "1"): [float(run.skipped_steps) for run in runs],
+    }
+    return [
+        results.row(bench, problem.case, runs[0].method, metric, unit, values)
+        for (metric, unit), values in metrics.items()
+    ]
+
+
+def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
+    """Losses over work (in plain steps' worth of it), and the step size over steps."""
+    case, name = problem.case, runs[0].method
+    marks = range(problem.checkpoints + 1)
+    work = [mark * problem.plain_steps / problem.checkpoints for mark in marks]
+    steps = range(1, 1 + max(len(run.step_sizes) for run in runs))
+    train_losses = [[point.train_loss for point in run.checkpoints] for run in runs]
+    validation_losses = [[point.validation_loss for point in run.checkpoints] for run in runs]
+    step_sizes = [run.step_sizes for run in runs]
+    work_unit = "plain steps of work"
+    return [
+        results.curve(bench, case, name, "train_loss", work_unit, work, train_losses),
+        results.curve(bench, case, name, "validation_loss", work_unit, work, validation_losses),
+        results.curve(bench, case, name, "step_size", "steps", steps, step_sizes),
+    ]
+
+
+def extra_forwards(run: Run) -> float:
+    """Per step, after the warm-up (or over all steps of a run that ends within it)."""
+    return fmean(run.extra_forwards[WARM_UP:] or run.extra_forwards)
+
+
+def _final(problem: Problem, run: Run) -> list[Checkpoint]:
+    last_outside = int((1 - FINAL_SHARE) * problem.checkpoints)
+    return run.checkpoints[last_outside + 1 :]
+
+
+def _last(losses: list[float]) -> list[float]:
+    return losses[-max(1, round(FINAL_SHARE * len(losses))) :]

@@ -1,0 +1,167 @@
+"""The demo's table: once as cells, then for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bench.results import Results, Row
+
+DASH = "\N{EN DASH}"  # between the lowest and the highest
+
+
+class Cell(NamedTuple):
+    """A figure and its spread; `best`: better than every other optimizer in every repetition."""
+
+    text: str
+    spread: str = ""
+    best: bool = False
+
+
+class Section(NamedTuple):
+    """One problem: a title, and a row of cells for each optimizer."""
+
+    title: str
+    rows: dict[str, list[Cell]]
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[str, ...]  # titles; a line feed where a narrow terminal may break them
+    sections: list[Section]
+    caption: str = ""
+
+
+class Column(NamedTuple):
+    title: str
+    metric: str
+    show: Callable[[float], str]
+    better: Callable[[float, float], bool] | None = None  # None: nothing to win
+    figure: str = "mean"  # the statistic that is shown
+    spread: bool = True
+
+
+def show_number(value: float) -> str:
+    """Three decimals; two significant digits below 0.1, where losses differ by factors."""
+    if abs(value) >= 0.1:
+        return f"{value:.3f}"
+    return f"{value:#.2g}" if abs(value) >= 0.001 else f"{value:.1e}".replace("e-0", "e-")
+
+
+DEMO_COLUMNS = (
+    Column("training\nloss", "train_loss", show_number, operator.lt),
+    Column("validation\nloss", "validation_loss", show_number, operator.lt),
+    Column(
+        "validation\naccuracy %", "validation_accuracy", lambda v: f"{100 * v:.1f}", operator.gt
+    ),
+    Column("extra fwd.\nper step", "extra_forwards", lambda v: f"{v:.3f}" if v else "0"),
+    Column("ms per\nstep", "step_time", lambda v: f"{v:.1f}", figure="median", spread=False),
+)
+
+
+def demo_table(results: Results) -> Table:
+    """Per problem and optimizer: the mean over the seeds, with the lowest and the highest."""
+    optimizers = list(results.settings["optimizers"])
+    sections = [
+        Section(title, {name: _cells(results, case, name, optimizers) for name in optimizers})
+        for case, title in results.settings["cases"].items()
+    ]
+    return Table(tuple(column.title for column in DEMO_COLUMNS), sections, _demo_caption(results))
+
+
+def _cells(results: Results, case: str, optimizer: str, optimizers: list[str]) -> list[Cell]:
+    cells = []
+    for column in DEMO_COLUMNS:
+        row = results.row(case, optimizer, column.metric)
+        others = [
+            results.row(case, name, column.metric) for name in optimizers if name != optimizer
+        ]
+        cells.append(
+            Cell(
+                column.show(getattr(row, column.figure)),
+                _spread(row, column),
+                _is_best(row, others, column),
+            )
+        )
+    return cells
+
+
+def _is_best(row: Row, others: list[Row], column: Column) -> bool:
+    if column.better is None:
+        return False
+    better = column.better
+    return all(
+        better(own, theirs)
+        for other in others
+        for own, theirs in zip(row.values, other.values, strict=True)
+    )
+
+
+def _spread(row: Row, column: Column) -> str:
+    low, high = column.show(row.low), column.show(row.high)
+    return f"{low}{DASH}{high}" if column.spread and low != high else ""
+
+
+def _demo_caption(results: Results) -> str:
+    settings = results.settings
+    how = ", ".join(f"{name} ({setting})" for name, setting in settings["optimizers"].items())
+    return (
+        f"{how}: the same work, where a forward counts 1 and a backward 2, whoever asks for it. "
+        f"Means over {settings['seeds']} seeds (lowest{DASH}highest); bold: better in every seed. "
+        f"Losses (nats) and accuracy: evaluation mode, mean over the last "
+        f"{settings['final_share']:.0%} of the work; {settings['samples']}. "
+        f"Extra forwards: from step {settings['warm_up'] + 1} on. "
+        "Milliseconds: the median, which is a step without a search."
+    )
+
+
+def to_rich(table: Table) -> RichTable:
+    """Fits a terminal of 80 columns: the spread stands below its figure."""
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    rich.add_column("", no_wrap=True)
+    for title in table.columns:
+        rich.add_column(title, justify="right", no_wrap=True)
+    for section in table.sections:
+        rich.add_row(Text(section.title, style="bold"))
+        for name, cells in section.rows.items():
+            rich.add_row(f" {name}", *(_rich_cell(cell) for cell in cells))
+        rich.add_section()
+    return rich
+
+
+def _rich_cell(cell: Cell) -> Text:
+    text = Text()
+    text.append(cell.text, style="bold" if cell.best else "")
+    if cell.spread:
+        text.append(f"\n{cell.spread}", style="dim")
+    return text
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table: the spread in brackets behind its figure, the caption below."""
+    columns = [title.replace("\n", " ") for title in table.columns]
+    lines = [
+        _markdown_row(["problem", "optimizer", *columns]),
+        _markdown_row(["---", "---", *("---:" for _ in columns)]),
+    ]
+    for section in table.sections:
+        for name, cells in section.rows.items():
+            lines.append(_markdown_row([section.title, name, *map(_markdown_cell, cells)]))
+    if table.caption:
+        lines += ["", table.caption]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} ({cell.spread})" if cell.spread else text

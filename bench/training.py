@@ -1,0 +1,171 @@
+"""Train with one optimizer until a budget of work is spent, and record what happened.
+
+Work is what is computed, not the number of steps: a forward counts 1, a backward 2. So an optimizer
+that evaluates the loss more often than once per step pays for it with fewer steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.data import Batch
+from bench.optimizers import Closure, Method
+
+FORWARD, BACKWARD = 1, 2
+PLAIN_STEP = FORWARD + BACKWARD
+
+
+@dataclass
+class Work:
+    """Counts every forward and every backward, whoever asks for them."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+    @property
+    def units(self) -> int:
+        return FORWARD * self.forwards + BACKWARD * self.backwards
+
+    def counting(self, closure: Closure) -> Closure:
+        """`closure`, counted: a hook on the loss notices the backward."""
+
+        def counted() -> Tensor:
+            self.forwards += 1
+            loss = closure()
+            if loss.requires_grad:
+                loss.register_hook(self._count_backward)
+            return loss
+
+        return counted
+
+    def _count_backward(self, _gradient: Tensor) -> None:
+        self.backwards += 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on what, and for how much work."""
+
+    case: str
+    title: str
+    description: str  # of data and model, for a reader
+    evaluated_on: str  # the fixed samples, in words
+    model: Callable[[], nn.Module]
+    batches: Callable[[torch.Generator], Iterator[Batch]]
+    train_sample: Sequence[Batch]  # fixed, for evaluation
+    validation_sample: Sequence[Batch]
+    plain_steps: int  # the budget: as much work as this many steps without a search
+    checkpoints: int  # evaluations, evenly spread over the work
+    log_loss: bool = False  # the loss falls over orders of magnitude: plot it so
+
+    @property
+    def budget(self) -> int:
+        return PLAIN_STEP * self.plain_steps
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of the model after `work` units, in evaluation mode, on fixed samples."""
+
+    work: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass
+class Run:
+    """One training run; the lists of steps have one entry per step."""
+
+    case: str
+    method: str
+    seed: int
+    losses: list[float] = field(default_factory=list)
+    extra_forwards: list[int] = field(default_factory=list)
+    step_sizes: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    skipped_steps: int = 0
+
+
+def train(
+    problem: Problem,
+    method: Method,
+    seed: int,
+    device: torch.device,
+    on_work: Callable[[int], None] = lambda units: None,
+) -> Run:
+    """Train until the budget is spent; the seed gives weights, order of the data and dropout.
+
+    Batches are drawn outside the closure and from their own generator, so every optimizer sees the
+    same ones. `on_work` is told how much work is done so far.
+    """
+    torch.manual_seed(seed)
+    model = problem.model().to(device)
+    optimizer = method.build(model)
+    batches = problem.batches(torch.Generator().manual_seed(seed))
+    run, work = Run(problem.case, method.name, seed), Work()
+    run.checkpoints.append(_evaluate(problem, model, work.units))
+
+    while work.units < problem.budget:
+        inputs, targets = (tensor.to(device) for tensor in next(batches))
+        closure = work.counting(partial(_loss, model, inputs, targets))
+        before = Work(work.forwards, work.backwards)
+        start = _now(device)
+        loss = method.step(optimizer, closure)
+        run.milliseconds.append(1e3 * (_now(device) - start))
+
+        run.losses.append(loss.item())
+        # A plain step has one forward; what is above that was spent on the search.
+        run.extra_forwards.append(work.forwards - before.forwards - 1)
+        run.step_sizes.append(method.step_size(optimizer))
+        # Always the same number of checkpoints: one step may pass several marks at once.
+        passed = min(problem.checkpoints, work.units * problem.checkpoints // problem.budget)
+        if passed >= len(run.checkpoints):
+            missing = passed + 1 - len(run.checkpoints)
+            run.checkpoints += [_evaluate(problem, model, work.units)] * missing
+        on_work(work.units)
+
+    run.skipped_steps = int(getattr(optimizer, "skipped_steps", 0))
+    return run
+
+
+def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(model(inputs), targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over every prediction: one per image, or one per character."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def _evaluate(problem: Problem, model: nn.Module, work: int) -> Checkpoint:
+    model.eval()
+    train_loss, _ = _loss_and_accuracy(model, problem.train_sample)
+    validation_loss, accuracy = _loss_and_accuracy(model, problem.validation_sample)
+    model.train()
+    return Checkpoint(work, train_loss, validation_loss, accuracy)
+
+
+def _loss_and_accuracy(model: nn.Module, sample: Sequence[Batch]) -> tuple[float, float]:
+    loss, correct, count = 0.0, 0, 0
+    for inputs, targets in sample:
+        logits = model(inputs)
+        loss += cross_entropy(logits, targets).item() * targets.numel()
+        correct += int((logits.argmax(-1) == targets).sum())
+        count += targets.numel()
+    return loss / count, correct / count
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
