@@ -204,11 +204,11 @@ def test_the_verdict_names_the_winner_either_way():
     assert "no clear winner in training loss (FusedSaLSa is lower in 1 of 3 seeds)" in undecided
 
 
-@pytest.mark.parametrize(("extra", "word"), [(0.12, "met"), (0.14, "missed"), (0.16, "missed")])
-def test_the_verdict_says_what_the_searches_cost(extra, word):
+@pytest.mark.parametrize("extra", [0.12, 0.16])
+def test_the_verdict_says_what_the_searches_cost(extra):
     cost = verdict.demo_verdict(made_up([0.1], [0.2], extra=extra))[-1]
     assert f"{extra:.3f} extra forwards per step ({extra / 3:.1%} of the work)" in cost
-    assert f"is {word}." in cost
+    assert f"{extra:.3f} in the most expensive run" in cost
 
 
 def test_the_plot_is_drawn_from_the_data(tmp_path):
