@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.kernel_table import kernels_table
 from bench.results import REPOSITORY, Results
 from bench.tables import demo_table, to_markdown
 from bench.verdict import demo_verdict
@@ -22,13 +23,26 @@ def demo_block(published: Path = PUBLISHED) -> str:
         raise SystemExit(f"{path} is missing: python -m bench demo --out {path.parent}")
     results = Results.read(path)
     sentences = "\n".join(f"* {sentence}" for sentence in demo_verdict(results))
+    return f"{to_markdown(demo_table(results))}\n{sentences}\n\n{_source(results)}\n"
+
+
+def kernels_block(published: Path = PUBLISHED) -> str:
+    """The CPU kernels' table, and where it was measured."""
+    path = published / "cpu" / "kernels.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: python -m bench kernels --json {path}")
+    results = Results.read(path)
+    return f"{to_markdown(kernels_table(results))}\n{_source(results)}\n"
+
+
+def _source(results: Results) -> str:
     where = results.environment
-    source = f"Measured on {where['device']} ({where['threads']} threads), torch {where['torch']}."
-    return f"{to_markdown(demo_table(results))}\n{sentences}\n\n{source}\n"
+    threads = f"{where['threads']} threads"
+    return f"Measured on {where['device']} ({threads}), torch {where['torch']}, {where['commit']}."
 
 
 # The name in the marker, and what stands between the markers.
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo_block}
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo_block, "kernels": kernels_block}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,8 +51,7 @@ def row(
     bench: str, case: str, optimizer: str, metric: str, unit: str, values: Sequence[float]
 ) -> Row:
     """The statistics of `values`; an error where there is nothing to describe."""
-    if not values:
-        raise ValueError(f"{bench}, {case}, {optimizer}: no values of {metric}")
+    _check_any(values, f"{bench}, {case}, {optimizer}: no values of {metric}")
     return Row(
         bench=bench,
         case=case,
@@ -66,6 +65,24 @@ def row(
         mean=statistics.fmean(values),
         values=tuple(values),
     )
+
+
+def timed_row(
+    bench: str, case: str, optimizer: str, metric: str, unit: str, values: Sequence[float]
+) -> Row:
+    """As `row`, for many repetitions on a shared machine: `low` and `high` are the 10 % and 90 %
+    quantiles, and the repetitions themselves are not kept.
+    """
+    _check_any(values, f"{bench}, {case}, {optimizer}: no values of {metric}")
+    tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
+    middle, low, high = (_short(x) for x in (statistics.median(values), tenths[0], tenths[-1]))
+    mean = _short(statistics.fmean(values))
+    return Row(bench, case, optimizer, metric, unit, middle, low, high, len(values), mean, ())
+
+
+def _check_any(values: Sequence[float], message: str) -> None:
+    if not values:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)

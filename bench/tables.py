@@ -36,6 +36,7 @@ class Table:
     columns: tuple[str, ...]  # titles; a line feed where a narrow terminal may break them
     sections: list[Section]
     caption: str = ""
+    heads: tuple[str, str] = ("problem", "optimizer")  # of sections and of their rows
 
 
 class Column(NamedTuple):
@@ -147,7 +148,7 @@ def to_markdown(table: Table) -> str:
     """A GitHub table: the spread in brackets behind its figure, the caption below."""
     columns = [title.replace("\n", " ") for title in table.columns]
     lines = [
-        _markdown_row(["problem", "optimizer", *columns]),
+        _markdown_row([*table.heads, *columns]),
         _markdown_row(["---", "---", *("---:" for _ in columns)]),
     ]
     for section in table.sections:

@@ -36,30 +36,34 @@ class Evaluations:
         """Whether a trial can repeat the first evaluation's random numbers and buffers."""
         return self._replay is not None and self._replay.knows_first
 
-    def first(self, trials_follow: bool) -> Tensor:
-        """The loss at the weights, and its gradients on the parameters.
+    def first(self, trials_follow: bool) -> Any:
+        """The loss at the weights, detached, and its gradients on the parameters.
 
         The closure returns the loss and leaves ``backward`` to the optimizer, or calls
         ``zero_grad`` and ``backward`` itself (the convention of ``torch.optim.LBFGS``): that is
-        recognised by the gradients that it leaves.
+        recognised by the gradients that it leaves.  Where nothing requires a gradient, whatever
+        the closure returns.
         """
         assert self._closure is not None
         self._clear_gradients()
         self._called_first = True
         with torch.enable_grad():
-            loss = check_loss(self._closure(), "closure()")
+            loss = self._closure()
             if any(parameter.grad is not None for parameter in self._parameters):
                 self._closure_calls_backward = True
                 if trials_follow:
                     self._own_gradients()
-            elif loss.requires_grad:
+            elif not any(parameter.requires_grad for parameter in self._parameters):
+                return loss
+            check_loss(loss, "closure()")
+            if not self._closure_calls_backward:
+                if not loss.requires_grad:
+                    raise RuntimeError(
+                        "the loss that the closure returned does not depend on any parameter "
+                        "through autograd (it has no grad_fn): compute it from the model without "
+                        ".item(), .detach() or torch.no_grad(), and return it"
+                    )
                 loss.backward()
-            elif any(parameter.requires_grad for parameter in self._parameters):
-                raise RuntimeError(
-                    "the loss that the closure returned does not depend on any parameter through "
-                    "autograd (it has no grad_fn): compute it from the model without .item(), "
-                    ".detach() or torch.no_grad(), and return it"
-                )
         return loss.detach()
 
     def begin_trials(self) -> None:

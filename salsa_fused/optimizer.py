@@ -26,7 +26,7 @@ from .line_search import (
 from .replay import Replay
 from .warning import warn
 
-SEARCH_SETTINGS = SearchSettings._fields
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize")  # one per optimizer, not per group
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
     "module",
@@ -87,6 +87,7 @@ class FusedSaLSa(Optimizer):
         module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
             the first evaluation left them.
         backend: ``"native"`` or ``"reference"`` to force one; ``None`` chooses by device and dtype.
+        maximize: maximize the closure's value instead: loss and gradients change sign.
         check_replay: evaluate the closure once more at the same weights on the first search, and
             warn when the loss differs.
 
@@ -121,6 +122,7 @@ class FusedSaLSa(Optimizer):
         max_trials: int = 10,
         module: nn.Module | None = None,
         backend: str | None = None,
+        maximize: bool = False,
         check_replay: bool = True,
     ) -> None:
         beta1, beta2, beta3 = arguments.three_betas(betas)
@@ -143,6 +145,7 @@ class FusedSaLSa(Optimizer):
             "betas": (beta1, beta2),
             "eps": eps,
             "weight_decay": weight_decay,
+            "maximize": bool(maximize),
             **settings,
         }
         self.module = module
@@ -190,14 +193,14 @@ class FusedSaLSa(Optimizer):
             if loss is None and closure is not None:
                 loss = calls.first(searching)
             # cloned: a compiled model may overwrite its output in the next evaluation
-            f0 = None if loss is None else loss.detach().clone()
+            f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
             if not self._table.refresh(self.param_groups, self.state):
                 return f0  # nothing has a gradient: nothing to do
             if searching:
                 assert f0 is not None
                 self._search(search, calls, f0)
             elif f0 is not None and not torch.isfinite(f0).item():
-                search.start_from(f0.item(), math.nan, 0.0)
+                search.start_from(self._sign * f0.item(), math.nan, 0.0)
             if search.skipped:
                 self._table.restore()
                 calls.undo()
@@ -220,9 +223,10 @@ class FusedSaLSa(Optimizer):
             self._check_replay(calls, f0)
         slopes = self._table.first_trial(self.param_groups, search.first_trial())
         loss, slope = _to_host(f0, slopes)
-        search.start_from(loss, slope, torch.finfo(f0.dtype).eps)
+        sign = self._sign
+        search.start_from(sign * loss, slope, torch.finfo(f0.dtype).eps)
         while search.trying:
-            search.report(calls.trial())
+            search.report(sign * calls.trial())
             if search.trying:
                 self._table.next_trial(self.param_groups, search.step_size)
         calls.end_trials()
@@ -285,7 +289,7 @@ class FusedSaLSa(Optimizer):
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
         if self.param_groups and isinstance(param_group, dict):
-            for name in (*SEARCH_SETTINGS, *STATE_NAMES):
+            for name in (*SHARED_SETTINGS, *STATE_NAMES):
                 param_group.setdefault(name, self.param_groups[0][name])
         super().add_param_group(param_group)
         try:
@@ -300,9 +304,9 @@ class FusedSaLSa(Optimizer):
             group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
         group["search_period"] = arguments.period_bounds(group["search_period"])
         first = self.param_groups[0]
-        shared = {name: self.defaults[name] for name in SEARCH_SETTINGS}
+        shared = {name: self.defaults[name] for name in SHARED_SETTINGS}
         if group is not first:
-            shared = {name: first[name] for name in (*SEARCH_SETTINGS, *STATE_NAMES)}
+            shared = {name: first[name] for name in (*SHARED_SETTINGS, *STATE_NAMES)}
         else:
             shared |= SearchState.fresh(SearchSettings.read_from(shared)).as_dict()
         for name, value in shared.items():
@@ -351,13 +355,21 @@ class FusedSaLSa(Optimizer):
         for group in self.param_groups:
             group.update(numbers)
         if search.outcome is not None:
-            self.last_search = search.result
+            result, sign = search.result, self._sign
+            self.last_search = result._replace(
+                loss=sign * result.loss, trial_loss=sign * result.trial_loss
+            )
         if search.gave_up and not self._warned_of_closure:
             self._warned_of_closure = True
             warn(
                 f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step "
                 "was skipped: is the closure a function of the weights alone?",
             )
+
+    @property
+    def _sign(self) -> float:
+        """What turns the closure's value into a loss to be lowered."""
+        return -1.0 if self.param_groups[0]["maximize"] else 1.0
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

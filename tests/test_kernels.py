@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from salsa_fused.kernels import BACKENDS, Table
 from salsa_fused.kernels.layout import is_dense, overlaps_itself
+from salsa_fused.kernels.table import moment_like
 
 CSRC = Path(__file__).parent.parent / "csrc"
-GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "maximize": False}
 
 
 def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
@@ -29,7 +30,7 @@ def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
     weights = []
     for i, size in enumerate(sizes):
         weight = draw(size).to(dtype)
-        gradient = (draw(size) * torch.exp(3 * draw(size))).to(dtype)
+        gradient = (draw(size) * torch.exp(3 * draw(size))).clamp(-6e4, 6e4).to(dtype)
         if i not in missing:
             weight.grad = gradient
         weights.append(weight)
@@ -41,8 +42,8 @@ def make_state(weights, t=7, seed=1):
     return {
         weight: {
             "step": t,
-            "exp_avg": torch.randn(weight.shape, generator=random).to(weight.dtype),
-            "exp_avg_sq": torch.rand(weight.shape, generator=random).to(weight.dtype).pow(4),
+            "exp_avg": moment_like(weight, torch.randn(weight.shape, generator=random)),
+            "exp_avg_sq": moment_like(weight, torch.rand(weight.shape, generator=random).pow(4)),
         }
         for weight in weights
     }
@@ -110,7 +111,7 @@ def test_reference_against_the_formulas(dtype, tolerance):
         x.double().numpy().copy()
         for x in (weights[0], weights[0].grad, *list(state[weights[0]].values())[1:])
     )
-    group = {"lr": 0.5, "betas": (beta1, beta2), "eps": eps, "weight_decay": decay}
+    group = {**GROUP, "lr": 0.5, "betas": (beta1, beta2), "eps": eps, "weight_decay": decay}
     groups = [{**group, "params": weights}, {**GROUP, "params": []}]
     seen, slope = run("reference", weights, groups, state, eta)
 
@@ -141,9 +142,13 @@ def test_trials_leave_the_moments_alone():
 SIZES = [1, 7, 8, 9, 511, 512, 513, 32768, 32769, 100_003]
 
 
-def test_bits_over_sizes_and_states():
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_over_sizes_and_states(dtype):
     def make():
-        weights = make_weights(SIZES, missing={3})
+        weights = make_weights(SIZES, dtype, missing={3})
         return weights, None, make_state(weights[:5])
 
     assert_same_run(make)
@@ -200,11 +205,12 @@ shapes = st.lists(dimension, max_size=4).filter(lambda shape: np.prod(shape, dty
     permute=st.randoms(use_true_random=False),
     with_gradient=st.lists(st.booleans(), min_size=5, max_size=5),
     grouped=st.booleans(),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=5, max_size=5),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
-def test_bits_over_shapes_strides_groups_and_missing_gradients(
-    shapes, permute, with_gradient, grouped, seed
+@settings(max_examples=100, deadline=None)
+def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(
+    shapes, permute, with_gradient, grouped, dtypes, seed
 ):
     """Any dense strides: gradients in another memory order than their weights included."""
     orders = [(permute.sample(range(len(s)), len(s)), permute.random() < 0.5) for s in shapes]
@@ -213,10 +219,10 @@ def test_bits_over_shapes_strides_groups_and_missing_gradients(
         weights = []
         for i, (shape, (order, same)) in enumerate(zip(shapes, orders)):
             random = torch.Generator().manual_seed(seed + i)
-            weight = torch.randn([shape[k] for k in order], generator=random)
+            weight = torch.randn([shape[k] for k in order], generator=random).to(dtypes[i])
             weight = weight.permute([order.index(k) for k in range(len(shape))])
             assert list(weight.shape) == shape
-            gradient = torch.randn(shape, generator=random)
+            gradient = torch.randn(shape, generator=random).to(dtypes[i])
             if with_gradient[i]:
                 weight.grad = torch.empty_like(weight).copy_(gradient) if same else gradient
             weights.append(weight)

@@ -414,3 +414,94 @@ def test_tied_weights():
         for _ in range(60)
     ]
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_maximize_is_to_minimize_the_negative(backend):
+    runs = []
+    for maximize in (False, True):
+        net = make_net()
+        optimizer = FusedSaLSa(
+            net.parameters(), module=net, maximize=maximize, weight_decay=0.1, backend=backend
+        )
+        torch.manual_seed(0)
+        sign = -1.0 if maximize else 1.0
+        for step in range(30):
+            evaluate = make_closure(net, step)
+            loss = optimizer.step(lambda evaluate=evaluate, sign=sign: sign * evaluate())
+        assert loss.item() * sign > 0
+        assert optimizer.last_search.loss * sign > 0
+        runs.append([*net.parameters(), *(e["exp_avg_sq"] for e in optimizer.state.values())])
+        runs[-1].append(torch.tensor(optimizer.step_size))
+    assert all(map(torch.equal, *runs))
+
+
+def test_parameters_unfrozen_in_mid_run():
+    net = make_net()
+    net[0].requires_grad_(False)
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    frozen = net[0].weight.detach().clone()
+    for step in range(15):
+        optimizer.step(make_closure(net, step))
+    assert torch.equal(net[0].weight, frozen) and net[0].weight not in optimizer.state
+    net[0].requires_grad_(True)
+    for step in range(5):
+        optimizer.step(make_closure(net, step))
+    assert optimizer.state[net[0].weight]["step"] == 5
+    assert optimizer.state[net[4].weight]["step"] == 20
+    assert not torch.equal(net[0].weight, frozen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_16_bit_weights_are_rounded_once_a_step(dtype, backend):
+    """AdamW with fp32 moments on fp32 copies of the weights, rounded after every step."""
+    torch.manual_seed(0)
+    weight = torch.randn(1000).to(dtype)
+    copy = weight.float().requires_grad_()
+    ours = FusedSaLSa([weight], lr=1e-2, search_period=None, weight_decay=0.1, backend=backend)
+    theirs = torch.optim.AdamW([copy], lr=1e-2, weight_decay=0.1)
+    for _ in range(50):
+        weight.grad = torch.randn(1000).to(dtype)
+        copy.grad = weight.grad.float()
+        ours.step()
+        theirs.step()
+        with torch.no_grad():
+            copy.copy_(copy.to(dtype))
+        entry = ours.state[weight]
+        assert entry["exp_avg"].dtype == entry["exp_avg_sq"].dtype == torch.float32
+        # torch multiplies by 1 - lr * decay: now and then that rounds to the neighbour
+        off = (weight.float() - copy.detach()).abs() > 0
+        spacing = torch.finfo(dtype).eps * copy.detach().abs()
+        assert off.float().mean() < 0.01
+        assert (weight.float() - copy.detach()).abs().le(1.01 * spacing).all()
+        with torch.no_grad():
+            copy.copy_(weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_train_with_a_search(dtype):
+    net = make_net(norm=False).to(dtype)
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    x, y = make_batch(size=64)
+    losses = [
+        optimizer.step(lambda: (net(x.to(dtype)).float() - y).square().mean()).item()
+        for _ in range(150)
+    ]
+    assert losses[-1] < 0.3 * losses[0]
+    assert {launch.backend.name for launch in optimizer._table.launches} == {"native"}
+
+
+def test_a_training_loop_written_for_lbfgs_with_gradients_zeroed_in_place():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    evaluate = make_closure(net)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        loss = evaluate()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]

@@ -148,7 +148,7 @@ class Table:
             for index, t in launch.class_of:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 step = step_size * (relative if trial else factors[index])
-                launch.classes.append(_adam_class(groups[index], t, step, relative))
+                launch.classes.append(_adam_class(groups[index], t, step, relative, trial))
 
     def _weights_moved(self) -> None:
         # inside an autocast context the cached casts are those of the weights before
@@ -190,7 +190,7 @@ class _Place:
         launch.saved_size += -(-size // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
 
     def take_up(self, weight: Tensor, group: int, state: State) -> bool:
-        """This step's gradient, moments and count; false where the weight is not the row's.
+        """Take up gradient, moments and count; false where the weight is not the row's.
 
         Called for every parameter on every step: mostly nothing has changed, and every attribute
         of a tensor that is looked at costs 50 ns.
@@ -281,17 +281,21 @@ def _readable(gradient: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight, dtype=gradient.dtype, requires_grad=False).copy_(gradient)
 
 
-def _adam_class(group: Mapping[str, Any], t: int, step: float, slope_scale: float) -> AdamClass:
+def _adam_class(
+    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
+) -> AdamClass:
     beta1, beta2 = group["betas"]
+    # to maximize is to change the gradient's sign: exact where it is done in the scalars
+    sign = -1.0 if group["maximize"] else 1.0
     return AdamClass(
         beta1=beta1,
-        one_minus_beta1=1.0 - beta1,
+        one_minus_beta1=sign * (1.0 - beta1),
         beta2=beta2,
         one_minus_beta2=1.0 - beta2,
         inv_bias1=1.0 / (1.0 - beta1**t),
         inv_root_bias2=1.0 / math.sqrt(1.0 - beta2**t),
         eps=group["eps"],
         weight_decay=group["weight_decay"],
-        step=step,
+        step=sign * step if trial else step,
         slope_scale=slope_scale,
     )

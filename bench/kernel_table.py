@@ -1,0 +1,57 @@
+"""The kernels' table: per model and number of threads, a row for everything that was timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.results import Results
+from bench.tables import Cell, Section, Table
+
+
+class Column(NamedTuple):
+    title: str
+    metric: str
+    show: Callable[[float], str]
+
+
+def show_time(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+COLUMNS = (
+    Column("ms", "time", show_time),
+    Column("GB/s", "bandwidth", lambda v: f"{v:.0f}"),
+    Column("of a\ncopy's", "of_copy", lambda v: f"{v:.2f}"),
+    Column("time to\nfused Adam's", "to_fused", lambda v: f"{v:.2f}"),
+)
+
+
+def kernels_table(results: Results) -> Table:
+    """Medians; for the ratio to fused Adam also the 10 % and 90 % quantiles of the rounds."""
+    sections = []
+    for case in results.settings["cases"]:
+        names = list(dict.fromkeys(row.optimizer for row in results.rows if row.case == case))
+        rows = {name: [_cell(results, case, name, column) for column in COLUMNS] for name in names}
+        sections.append(Section(case, rows))
+    return Table(
+        tuple(column.title for column in COLUMNS), sections, _caption(results), ("model", "what")
+    )
+
+
+def _cell(results: Results, case: str, name: str, column: Column) -> Cell:
+    row = results.row(case, name, column.metric)
+    spread = ""
+    if column.metric == "to_fused" and row.low != row.high:
+        spread = f"{column.show(row.low)}\N{EN DASH}{column.show(row.high)}"
+    return Cell(column.show(row.median), spread)
+
+
+def _caption(results: Results) -> str:
+    settings = results.settings
+    return (
+        f"fp32, {settings['tensors']} equal tensors, cold caches, {settings['rounds']} rounds in "
+        "turn: medians, and in brackets the 10 % and 90 % quantiles. GB/s counts what has to be "
+        "moved (copy 8, first_trial 20, next_trial 16, the others 28 bytes a parameter). Times of "
+        "whole optimizer steps include Python's; the search's kernels are timed by themselves."
+    )
