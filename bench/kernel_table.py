@@ -50,7 +50,7 @@ def _cell(results: Results, case: str, name: str, column: Column) -> Cell:
 def _caption(results: Results) -> str:
     settings = results.settings
     return (
-        f"fp32, {settings['tensors']} equal tensors, cold caches, {settings['rounds']} rounds in "
+        f"fp32, {settings['tensors']} equal tensors, {settings['rounds']} rounds in "
         "turn: medians, and in brackets the 10 % and 90 % quantiles. GB/s counts what has to be "
         "moved (copy 8, first_trial 20, next_trial 16, the others 28 bytes a parameter). Times of "
         "whole optimizer steps include Python's; the search's kernels are timed by themselves."

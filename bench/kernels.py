@@ -1,8 +1,7 @@
 """What the three kernels cost: GB/s, beside a copy and beside torch's Adam, in one process.
 
 Everything is timed in turn, round after round, so that a machine that is busy for a while slows
-all of it down; the ratios are taken within a round. Before every call the caches are filled with
-something else.
+all of it down; the ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,10 +26,25 @@ from salsa_fused import FusedSaLSa
 
 OUT = Path("bench/results/kernels.json")
 TENSORS = 150
-SIZES = {"25 M parameters": 25_000_000, "0.5 M parameters": 500_000}
 FLUSH_BYTES = 128 << 20  # more than the caches of one socket hold
 FUSED = "torch Adam, fused"  # what the ratios are taken to
 COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Model:
+    """How much is stepped, and whether something else fills the caches before every call."""
+
+    title: str
+    size: int
+    cold: bool
+
+
+MODELS = (
+    Model("25 M parameters", 25_000_000, cold=True),
+    Model("0.5 M parameters, cold caches", 500_000, cold=True),
+    Model("0.5 M parameters, warm caches", 500_000, cold=False),
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +81,18 @@ def main(arguments: argparse.Namespace) -> int:
     cases: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        total = len(arguments.threads) * len(SIZES) * arguments.rounds
+        total = len(arguments.threads) * len(MODELS) * arguments.rounds
         bar = progress.add_task("", total=total)
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            for name, size in SIZES.items():
-                case = f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
+            for model in MODELS:
+                case = f"{model.title}, {threads} {'thread' if threads == 1 else 'threads'}"
                 progress.update(bar, description=case)
                 cases.append(case)
-                timed = everything(size)
-                seconds = measure(timed, arguments.rounds, lambda: progress.advance(bar))
-                rows += rows_of(case, size, timed, seconds)
+                timed = everything(model.size)
+                advance = partial(progress.advance, bar)
+                seconds = measure(timed, arguments.rounds, model.cold, advance)
+                rows += rows_of(case, model.size, timed, seconds)
     torch.set_num_threads(before)
     settings = {"cases": cases, "tensors": TENSORS, "rounds": arguments.rounds}
     measured = Results(results.environment(device), rows, settings=settings)
@@ -130,9 +146,15 @@ def _search_kernels(weights: list[Tensor]) -> tuple[Callable[[], object], ...]:
 
 
 def measure(
-    timed: Sequence[Timed], rounds: int, after_round: Callable[[], object] = lambda: None
+    timed: Sequence[Timed],
+    rounds: int,
+    cold: bool,
+    after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float | None]]:
-    """Seconds of each, by round (None where it was left out); the order rotates."""
+    """Seconds of each, by round (None where it was left out); the order rotates.
+
+    With `cold` something else fills the caches before every call; without, it has just run.
+    """
     flush = torch.zeros(FLUSH_BYTES // 4)
     seconds: dict[str, list[float | None]] = {one.name: [] for one in timed}
     for one in timed:
@@ -143,7 +165,7 @@ def measure(
             if index % one.every:
                 seconds[one.name].append(None)
                 continue
-            flush.add_(1.0)
+            flush.add_(1.0) if cold else one.call()
             start = time.perf_counter()
             one.call()
             seconds[one.name].append(time.perf_counter() - start)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from . import __version__
 from .kernels import native
-from .kernels.choice import BACKENDS, ENVIRONMENT_VARIABLE, choose_backend
+from .kernels.choice import ENVIRONMENT_VARIABLE, choose_backend, forced_backend
 
 
 def report() -> list[tuple[str, str]]:
@@ -25,7 +26,7 @@ def report() -> list[tuple[str, str]]:
         ("reference", "available: plain torch, any device and floating dtype, slow"),
         ("native", _native()),
         (f"${ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE) or "not set"),
-        ("fp32 on cpu", f"served by {_serving()}"),
+        ("fp32 on cpu", _serving()),
     ]
 
 
@@ -49,13 +50,18 @@ def _native() -> str:
     reason = native.missing()
     if reason is not None:
         return f"missing: {reason}"
-    return f"available on the CPU for fp32: {native.description()}"
+    return f"available on the CPU for fp32, bf16 and fp16: {native.description()}"
 
 
 def _serving() -> str:
-    if (name := os.environ.get(ENVIRONMENT_VARIABLE)) and name not in BACKENDS:
-        return f"nothing: there is no backend {name!r}"
-    return (BACKENDS[name] if name else choose_backend(torch.zeros(1), torch.float32)).name
+    weight = torch.zeros(1)
+    try:
+        forced = forced_backend(None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what stands above: native is missing
+            return f"served by {choose_backend(weight, weight.dtype, forced).name}"
+    except (ValueError, RuntimeError) as error:
+        return f"not served: {error}"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .kernels.layout import overlaps_itself
+from .kernels.layout import is_dense, overlaps_itself, parameter_label
 from .warning import warn
 
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
@@ -68,6 +69,19 @@ def three_betas(betas: Any) -> tuple[float, float, float]:
     return betas[0], betas[1], betas[2]
 
 
+def as_plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Python's own numbers for NumPy's and torch's: `torch.load(weights_only=True)` reads them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(plain(item) for item in value)
+        if value is None or isinstance(value, (str, bool)):
+            return value
+        return int(value) if isinstance(value, Integral) else float(value)
+
+    return {name: plain(value) for name, value in values.items()}
+
+
 def check_group(group: Mapping[str, Any]) -> None:
     """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable."""
     lr = group["lr"]
@@ -95,14 +109,22 @@ def check_group(group: Mapping[str, Any]) -> None:
         seen.add(parameter)
 
 
-def parameter_label(group: Mapping[str, Any], index: int) -> str:
-    """How messages call a parameter: by name where the user gave names."""
-    parameter = group["params"][index]
-    names = group.get("param_names")
-    name = f"{names[index]!r}" if names else f"{index} of its group"
-    if is_lazy(parameter):
-        return f"parameter {name}"
-    return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
+def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError where two parameters share memory: each step would move it twice."""
+    spans = []
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            if parameter.numel() > 0 and is_dense(parameter):
+                start = parameter.data_ptr()
+                end = start + parameter.numel() * parameter.element_size()
+                spans.append((str(parameter.device), start, end, parameter_label(group, index)))
+    spans.sort()
+    for (device, _, end, label), (next_device, start, _, next_label) in pairwise(spans):
+        if device == next_device and start < end:
+            raise ValueError(
+                f"{label} and {next_label} share memory: tie weights by using one parameter in "
+                "both places (a.weight = b.weight, not a.weight.data = b.weight.data)"
+            )
 
 
 def check_parameter(parameter: Tensor, label: str) -> None:
@@ -124,6 +146,13 @@ def check_parameter(parameter: Tensor, label: str) -> None:
         raise TypeError(
             f"{label} is not of a real floating dtype: leave it out, or train a float copy of it"
         )
+    if parameter.is_inference():
+        raise ValueError(
+            f"{label} was made under torch.inference_mode and can have no gradient: make the model "
+            "outside of it"
+        )
+    if parameter.is_neg():
+        raise ValueError(f"{label} is a negated view: use parameter.detach().resolve_neg()")
     if parameter.device.type == "meta":
         raise ValueError(
             f"{label} is on the meta device, it holds no numbers: materialise the model first "

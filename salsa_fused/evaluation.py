@@ -22,8 +22,13 @@ class Evaluations:
     """
 
     def __init__(
-        self, closure: Closure | None, parameters: Iterable[Tensor], replay: Replay | None
+        self,
+        closure: Closure | None,
+        parameters: Iterable[Tensor],
+        replay: Replay | None,
+        needs_graph: bool = False,
     ) -> None:
+        self.needs_graph = needs_graph  # trials fail without; known from an earlier step
         self._closure = closure
         self._parameters = list(parameters)
         self._replay = replay
@@ -61,7 +66,8 @@ class Evaluations:
                     raise RuntimeError(
                         "the loss that the closure returned does not depend on any parameter "
                         "through autograd (it has no grad_fn): compute it from the model without "
-                        ".item(), .detach() or torch.no_grad(), and return it"
+                        ".item(), .detach(), torch.no_grad() or torch.inference_mode(), and "
+                        "return it"
                     )
                 loss.backward()
         return loss.detach()
@@ -79,22 +85,29 @@ class Evaluations:
 
     def trial(self) -> float:
         """The loss at the weights as they stand now, everything else as at first."""
+        try:
+            return self._trial(with_graph=self._closure_calls_backward or self.needs_graph)
+        except RuntimeError as error:
+            if self.needs_graph or "does not require grad" not in str(error):
+                raise
+            self.needs_graph = True  # the closure itself differentiates, as with a gradient penalty
+            return self._trial(with_graph=True)
+
+    def _trial(self, with_graph: bool) -> float:
         assert self._closure is not None
         if self._replay is not None:
             self._replay.rewind()
-        with torch.set_grad_enabled(self._closure_calls_backward):
-            try:
-                loss = check_loss(self._closure(), "closure() at a trial point")
-            except RuntimeError as error:
-                if "does not require grad" in str(error):
-                    raise RuntimeError(
-                        "the closure called backward() at a trial point. With step(closure, "
-                        "loss=loss) the closure only computes and returns the loss: leave "
-                        "zero_grad() and backward() outside it"
-                    ) from error
-                raise
-        if self._closure_calls_backward:
+        with torch.set_grad_enabled(with_graph):
+            loss = check_loss(self._closure(), "closure() at a trial point")
+        if with_graph:
+            left = any(parameter.grad is not None for parameter in self._parameters)
             self._clear_gradients()
+            if left and not self._closure_calls_backward:
+                raise RuntimeError(
+                    "the closure called backward() at a trial point, but not at first. With "
+                    "step(closure, loss=loss) the closure only computes and returns the loss: "
+                    "leave zero_grad() and backward() outside it"
+                )
         return loss.item()
 
     def end_trials(self) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .arguments import parameter_label
-from .kernels.table import moment_like
+from .kernels.layout import moment_like, parameter_label
 from .line_search import SearchSettings, SearchState
 from .warning import warn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from .replay import Replay
 from .warning import warn
 
 SHARED_SETTINGS = (*SearchSettings._fields, "maximize")  # one per optimizer, not per group
+PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
     "module",
@@ -138,6 +140,7 @@ class FusedSaLSa(Optimizer):
             "max_trials": max_trials,
         }
         arguments.check_search_settings(settings)
+        settings = arguments.as_plain_numbers(settings)
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         defaults = {
@@ -156,6 +159,8 @@ class FusedSaLSa(Optimizer):
         self._replay_checked = False
         self._warned_of_closure = False
         self._outer_replay: Replay | None = None  # of first_evaluation()
+        self._stepping = False
+        self._trials_need_graph = False
         super().__init__(params, defaults)
         arguments.warn_of_learning_rate(self.param_groups)
 
@@ -173,8 +178,9 @@ class FusedSaLSa(Optimizer):
         there already (accumulation, clipping); the closure is called for trials only.  ``step()``:
         only while no search is due (:attr:`search_due`).
 
-        A step whose loss or gradients are not finite is skipped and counted in
-        :attr:`skipped_steps`.  Whatever leaves this method by an exception leaves weights,
+        A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is a
+        search whose gradients are not (on other steps gradients are not inspected, as in torch).
+        Whatever leaves this method by an exception leaves weights,
         moments, search state, buffers and random streams as they were.
 
         Returns:
@@ -185,10 +191,14 @@ class FusedSaLSa(Optimizer):
                 gradient is sparse or complex; CUDA-graph capture; several ranks.
             TypeError, ValueError: the closure returned something other than a loss.
         """
-        searching = self.search_due
+        if self._stepping:
+            raise RuntimeError("step() was called inside the closure of a step of this optimizer")
+        search = self._line_search()
+        searching = self._search_allowed and search.due
         arguments.check_call(closure, loss, searching)
-        search = self.line_search_class(*self._search_numbers())
-        calls = Evaluations(closure, self._parameters(), self._replay(closure, loss))
+        replay = self._replay(closure, loss)
+        calls = Evaluations(closure, self._parameters(), replay, self._trials_need_graph)
+        self._stepping = True
         try:
             if loss is None and closure is not None:
                 loss = calls.first(searching)
@@ -213,7 +223,11 @@ class FusedSaLSa(Optimizer):
             raise
         finally:
             self._table.release()
+            self._stepping = False
+        self._trials_need_graph = calls.needs_graph
         self._remember(search)
+        if search.gave_up and not self._warned_of_closure:
+            self._warn_of_closure(search, calls)
         return f0
 
     def _search(self, search: LineSearch, calls: Evaluations, f0: Tensor) -> None:
@@ -247,9 +261,7 @@ class FusedSaLSa(Optimizer):
     @property
     def search_due(self) -> bool:
         """Whether the next step searches, and so needs a closure."""
-        if max(float(group["lr"]) for group in self.param_groups) == 0.0:
-            return False
-        return self.line_search_class(*self._search_numbers()).due
+        return self._search_allowed and self._line_search().due
 
     @property
     def step_size(self) -> float:
@@ -258,7 +270,7 @@ class FusedSaLSa(Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps not taken because the loss, the slope or every trial loss was not finite."""
+        """Steps not taken because the loss, the slope or every trial's loss was not finite."""
         return self.param_groups[0]["skipped_steps"]
 
     def metrics(self) -> dict[str, float | int | str]:
@@ -291,7 +303,9 @@ class FusedSaLSa(Optimizer):
         if self.param_groups and isinstance(param_group, dict):
             for name in (*SHARED_SETTINGS, *STATE_NAMES):
                 param_group.setdefault(name, self.param_groups[0][name])
-        super().add_param_group(param_group)
+        with warnings.catch_warnings():  # duplicates are an error here
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
+            super().add_param_group(param_group)
         try:
             self._admit(self.param_groups[-1])
         except BaseException:
@@ -316,6 +330,8 @@ class FusedSaLSa(Optimizer):
                     f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
                 )
         arguments.check_group(group)
+        group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
+        arguments.check_no_shared_memory(self.param_groups)
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -342,13 +358,19 @@ class FusedSaLSa(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._outer_replay = None
+        self._stepping = self._trials_need_graph = False
         self._table = self.table_class(forced_backend(self._backend))
 
     # -- inside a step ------------------------------------------------------------------------
 
-    def _search_numbers(self) -> tuple[SearchSettings, SearchState]:
+    def _line_search(self) -> LineSearch:
         group = self.param_groups[0]
-        return SearchSettings.read_from(group), SearchState.read_from(group)
+        return self.line_search_class(SearchSettings.read_from(group), SearchState.read_from(group))
+
+    @property
+    def _search_allowed(self) -> bool:
+        """While the largest ``lr`` is 0 nothing is applied, and so nothing is searched."""
+        return max([float(group["lr"]) for group in self.param_groups]) > 0.0
 
     def _remember(self, search: LineSearch) -> None:
         numbers = (search.finish() if search.outcome else search.plain_step()).as_dict()
@@ -359,12 +381,19 @@ class FusedSaLSa(Optimizer):
             self.last_search = result._replace(
                 loss=sign * result.loss, trial_loss=sign * result.trial_loss
             )
-        if search.gave_up and not self._warned_of_closure:
-            self._warned_of_closure = True
-            warn(
-                f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step "
-                "was skipped: is the closure a function of the weights alone?",
+
+    def _warn_of_closure(self, search: LineSearch, calls: Evaluations) -> None:
+        self._warned_of_closure = True
+        cause = "is the closure a function of the weights alone?"
+        if not calls.knows_first:
+            cause = (
+                "trials did not repeat the evaluation of `loss`: put `with "
+                "optimizer.first_evaluation():` around it"
             )
+        warn(
+            f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step was "
+            f"skipped: {cause}"
+        )
 
     @property
     def _sign(self) -> float:

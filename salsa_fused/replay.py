@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from .kernels.layout import overlaps_itself
 
 
 class _Snapshot:
-    """The state of all random generators in use, and copies of all buffers."""
+    """The state of all random generators in use, and of all buffers."""
 
     def __init__(self, devices: Iterable[torch.device], module: nn.Module | None) -> None:
         self.python = random.getstate()
@@ -31,13 +33,7 @@ class _Snapshot:
             for device in devices
             if device.type != "cpu"
         }
-        self.buffers: list[Tensor] = []
-        self.copies: list[Tensor] = []
-        if module is not None:
-            self.buffers = [buffer.detach() for buffer in module.buffers()]
-            self.copies = [torch.empty_like(buffer) for buffer in self.buffers]
-        if self.buffers:
-            torch._foreach_copy_(self.copies, self.buffers)
+        self.buffers = None if module is None else _Buffers(module)
 
     def put_back(self) -> None:
         random.setstate(self.python)
@@ -46,8 +42,34 @@ class _Snapshot:
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, device)
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.copies)
+        if self.buffers is not None:
+            self.buffers.put_back()
+
+
+class _Buffers:
+    """Which tensors were a module's buffers, and what was in them.
+
+    Both, since a forward may write into a buffer or put another tensor in its place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owners = [
+            (owner, dict(owner._buffers)) for owner in module.modules() if owner._buffers
+        ]
+        held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
+        # what is expanded cannot be written, and so has not been
+        self.tensors = [b.detach() for b in held.values() if not overlaps_itself(b)]
+        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
+        if self.tensors:
+            torch._foreach_copy_(self.copies, self.tensors)
+
+    def put_back(self) -> None:
+        for owner, buffers in self.owners:
+            for name, buffer in buffers.items():
+                if owner._buffers.get(name) is not buffer:
+                    owner._buffers[name] = buffer
+        if self.tensors:
+            torch._foreach_copy_(self.tensors, self.copies)
 
 
 class Replay:

@@ -10,10 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from bench import data, plots, readme, results, summary, tables, training, verdict
+from bench import (
+    data,
+    kernel_table,
+    kernels,
+    plots,
+    readme,
+    results,
+    summary,
+    tables,
+    training,
+    verdict,
+)
 from bench.models import CharGPT, DigitsCNN, parameter_count
 from bench.optimizers import ADAM, FUSED_SALSA, Method
 from bench.problems import digits_cnn, plays_gpt
+from bench.results import Results
 from bench.training import PLAIN_STEP, Problem, Work, train
 
 CPU = torch.device("cpu")
@@ -249,7 +261,7 @@ def test_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     from bench.__main__ import main
 
     made_up([0.1, 0.2], [0.3, 0.4]).write(tmp_path / "cpu" / "demo.json")
-    monkeypatch.setitem(readme.BLOCKS, "demo", lambda: readme.demo_block(tmp_path))
+    monkeypatch.setattr(readme, "BLOCKS", {"demo": lambda: readme.demo_block(tmp_path)})
     file = tmp_path / "README.md"
     file.write_text(MARKED)
     assert main(["readme", "--check", "--file", str(file)]) == 1
@@ -396,3 +408,46 @@ def test_both_problems_of_the_demo_train():
         assert len(run.losses) == 2
         assert run.checkpoints[-1].train_loss < run.checkpoints[0].train_loss
         assert problem.description
+
+
+# -- kernels ----------------------------------------------------------------------------------
+
+
+def test_kernels_are_timed_in_turn_and_compared_within_a_round():
+    order = []
+    timed = [
+        kernels.Timed(kernels.COPY, 8, lambda: order.append("copy")),
+        kernels.Timed(kernels.FUSED, 28, lambda: order.append("fused")),
+        kernels.Timed("seldom", 28, lambda: order.append("seldom"), every=2),
+    ]
+    seconds = kernels.measure(timed, rounds=4, cold=True)
+    assert order[:3] == ["copy", "fused", "seldom"]  # the warm-up
+    assert order[3:6] == ["copy", "fused", "seldom"] and order[6:8] == ["fused", "copy"]
+    assert [value is None for value in seconds["seldom"]] == [False, True, False, True]
+
+    seconds = {kernels.COPY: [1.0, 2.0], kernels.FUSED: [2.0, 8.0], "seldom": [1.0, None]}
+    rows = {(r.optimizer, r.metric): r for r in kernels.rows_of("c", 10**9, timed, seconds)}
+    assert rows["seldom", "to_fused"].median == 0.5 and rows["seldom", "to_fused"].n == 1
+    assert rows[kernels.COPY, "to_fused"].median == pytest.approx(0.375)
+    assert rows[kernels.COPY, "bandwidth"].median == pytest.approx(6.0)
+    assert rows[kernels.FUSED, "of_copy"].median == pytest.approx((14 / 8 + 3.5 / 4) / 2)
+
+
+def test_every_kernel_runs_on_a_small_model(monkeypatch):
+    monkeypatch.setattr(kernels, "TENSORS", 3)
+    timed = kernels.everything(300)
+    for one in timed:
+        one.call()
+    assert {"first_trial", "next_trial", "a plain step"} <= {one.name for one in timed}
+
+
+def test_kernels_table():
+    rows = [
+        results.timed_row("kernels", "large", name, metric, "1", [1.0, 2.0, 3.0])
+        for name in ("copy", "first_trial")
+        for metric in ("time", "bandwidth", "of_copy", "to_fused")
+    ]
+    settings = {"cases": ["large"], "tensors": 150, "rounds": 3}
+    text = tables.to_markdown(kernel_table.kernels_table(Results({}, rows, settings=settings)))
+    assert "| model | what | ms | GB/s | of a copy's | time to fused Adam's |" in text
+    assert f"| large | first_trial | 2.00 | 2 | 2.00 | 2.00 (1.20{tables.DASH}2.80) |" in text

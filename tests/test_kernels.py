@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salsa_fused.kernels import BACKENDS, Table
-from salsa_fused.kernels.layout import is_dense, overlaps_itself
-from salsa_fused.kernels.table import moment_like
+from salsa_fused.kernels.layout import is_dense, moment_like, overlaps_itself
 
 CSRC = Path(__file__).parent.parent / "csrc"
 GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "maximize": False}

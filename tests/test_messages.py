@@ -106,7 +106,6 @@ class Subclass(torch.Tensor):
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
 def test_parameters(parameters, error, message):
     with pytest.raises(error, match=message):
         FusedSaLSa(parameters())
@@ -293,3 +292,81 @@ def test_a_state_that_does_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
     assert_same(before, everything(net, optimizer))
+
+
+def test_a_step_within_a_step():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    evaluate = make_closure(net)
+    before = everything(net, optimizer)
+
+    def closure():
+        if not torch.is_grad_enabled():
+            optimizer.step(evaluate)
+        return evaluate()
+
+    with pytest.raises(RuntimeError, match="inside the closure of a step of this optimizer"):
+        optimizer.step(closure)
+    assert_same(before, everything(net, optimizer))
+    optimizer.step(evaluate)
+
+
+def test_parameters_that_share_memory():
+    first = weight(4)
+    with pytest.raises(
+        ValueError, match=r"parameter 0 .* and parameter 1 .* share memory.*b.weight"
+    ):
+        FusedSaLSa([first, nn.Parameter(first.data)])
+    with pytest.raises(ValueError, match="share memory"):
+        FusedSaLSa([{"params": [first]}, {"params": [nn.Parameter(first.data[1:])]}])
+    halves = torch.ones(8)
+    FusedSaLSa([nn.Parameter(halves[:4]), nn.Parameter(halves[4:])])  # beside each other
+
+
+def test_weights_made_where_nothing_has_gradients():
+    with torch.inference_mode():
+        parameter = torch.ones(3)
+    with pytest.raises(ValueError, match="inference_mode"):
+        FusedSaLSa([parameter])
+
+
+def test_a_weight_replaced_by_one_of_another_shape():
+    base = torch.randn(10)
+    parameter = nn.Parameter(base)
+    optimizer = FusedSaLSa([parameter], search_period=None)
+    parameter.grad = torch.ones(10)
+    optimizer.step()
+    tail = base[5:].clone()
+    parameter.data = base[:5]  # at the same address
+    with pytest.raises(RuntimeError, match=r"shape \(10,\) .* weight has \(5,\).*zero_grad"):
+        optimizer.step()
+    parameter.grad = torch.ones(5)
+    with pytest.raises(RuntimeError, match=r"shape \(5,\) now, and its moments have \(10,\)"):
+        optimizer.step()
+    del optimizer.state[parameter]
+    optimizer.step()
+    assert torch.equal(base[5:], tail)
+
+
+def test_the_gradient_is_named():
+    net = nn.Sequential(nn.Embedding(5, 3, sparse=True))
+    optimizer = FusedSaLSa(net.named_parameters())
+    with pytest.raises(RuntimeError, match=r"gradient of parameter '0.weight'.* is sparse"):
+        optimizer.step(lambda: net(torch.arange(2)).square().sum())
+
+
+def test_duplicates_are_an_error_without_a_warning_before_it():
+    first = weight()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="twice"):
+            FusedSaLSa([first, first])
+
+
+def test_trials_that_did_not_repeat_the_loss_are_named_as_the_cause():
+    parameter = weight()
+    optimizer = FusedSaLSa([parameter])
+    loss = parameter.square().sum()
+    loss.backward()
+    with pytest.warns(UserWarning, match=r"first_evaluation\(\)"):
+        optimizer.step(lambda: parameter.square().sum() + 100.0, loss=loss)

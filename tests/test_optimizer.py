@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from models import assert_same, everything, make_batch, make_closure, make_net
@@ -505,3 +507,48 @@ def test_a_training_loop_written_for_lbfgs_with_gradients_zeroed_in_place():
 
     losses = [optimizer.step(closure).item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradients_with_a_sign_still_to_be_turned(backend):
+    """Torch hands out negated views: behind ``conj()``, for one."""
+    a, b = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
+    target = torch.complex(torch.tensor(0.3), torch.tensor(-0.5))
+    factor = torch.complex(torch.tensor(1.0), torch.tensor(2.0))
+    optimizer = FusedSaLSa([a, b], backend=backend)
+
+    def closure():
+        return (torch.complex(a, b).conj() * factor - target).abs().pow(2).sum()
+
+    losses = [optimizer.step(closure).item() for _ in range(60)]
+    assert b.grad.is_neg()
+    assert losses[-1] < 1e-2 * losses[0]
+
+
+def test_numbers_of_numpy_and_torch_become_plain():
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = FusedSaLSa(
+        [weight],
+        c=np.float64(0.4),
+        init_step_size=torch.tensor(0.1),
+        betas=(np.float32(0.5), 0.999, np.float64(0.9)),
+        eps=np.float64(1e-8),
+        max_trials=np.int64(5),
+        search_period=(np.int64(1), np.int64(4)),
+    )
+    optimizer.step(lambda: weight.square().sum())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+    assert type(optimizer.step_size) is float
+    assert type(optimizer.param_groups[0]["max_trials"]) is int
+
+
+def test_step_under_a_default_device():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    x, y = make_batch()
+    with torch.device("meta"):
+        optimizer.step(lambda: (net(x) - y).square().mean())
+    assert optimizer.last_search.outcome == "accepted"

@@ -204,3 +204,64 @@ def test_gradients_cleared_by_the_closure_at_a_trial():
         results.append([p.detach().clone() for p in net.parameters()])
     assert all(map(torch.equal, results[0], results[1]))
     assert all(map(torch.equal, results[0], results[2]))
+
+
+def test_buffers_that_a_forward_replaces():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 1)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", None)
+            self.register_buffer("constant", torch.zeros(1, 4).expand(3, 4))
+
+        def forward(self, x):
+            self.calls = self.calls + 1  # another tensor
+            self.last = x.mean(0)
+            return self.layer(x)
+
+    net = Counting()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    optimizer.step(make_closure(net))
+    assert net.calls.item() == 1.0
+    assert torch.equal(net.last, make_batch()[0].mean(0))
+    calls = 0
+
+    def failing():
+        nonlocal calls
+        calls += 1
+        loss = make_closure(net, 1)()
+        if calls == 2:
+            raise KeyError
+        return loss
+
+    with pytest.raises(KeyError):
+        optimizer.step(failing)
+    assert net.calls.item() == 1.0
+    assert torch.equal(net.last, make_batch()[0].mean(0))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_closure_that_differentiates(given):
+    """A gradient penalty: trials build a graph, though nobody calls backward on it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.linspace(0, 1, 32)[:, None].requires_grad_()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+
+    def closure():
+        u = net(x)
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (slope - u).square().mean() + (net(torch.zeros(1)) - 1).square().sum()
+
+    losses = []
+    for _ in range(60):
+        if not given:
+            losses.append(optimizer.step(closure).item())
+            continue
+        optimizer.zero_grad()
+        loss = closure()
+        loss.backward()
+        losses.append(optimizer.step(closure, loss=loss).item())
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(p.grad is not None for p in net.parameters())

@@ -127,12 +127,13 @@ BROKEN_SEARCHES = [cls for cls in LineSearch.__subclasses__() if cls.__module__ 
 
 class KeepsTheTrialAsTheFinalWeights(Table):
     def adam_step(self, groups, step_size):
-        w = [place.row.weight.clone() for place in self._places]
-        searched = bool(self.launches) and self.launches[0].moved
+        (launch,) = self.launches
+        trial = [weight.clone() for weight in launch.weights]
+        searched = launch.moved
         super().adam_step(groups, step_size)
         if searched:
-            for place, trial in zip(self._places, w):
-                place.row.weight.copy_(trial)
+            for weight, at_trial in zip(launch.weights, trial):
+                weight.copy_(at_trial)
 
 
 class StepsFromTheTrialPoint(Table):
@@ -145,7 +146,7 @@ class StepsFromTheTrialPoint(Table):
 class BiasCorrectionOneStepAhead(Table):
     def _set_classes(self, groups, step_size, *, trial):
         for launch in self.launches:
-            launch.class_of = {(g, t + 1): k for (g, t), k in launch.class_of.items()}
+            launch.class_keys = [(group, t + 1) for group, t in launch.class_keys]
         super()._set_classes(groups, step_size, trial=trial)
 
 
@@ -153,10 +154,11 @@ class MomentumInTheTrials(Table):
     """beta1 stays 0.9 in the direction that is tried."""
 
     def first_trial(self, groups, step_size):
-        for place in self._places:
-            row = place.row
-            if row.gradient is not None:
-                row.gradient = row.gradient * 0.1 + 0.9 * row.exp_avg
+        for launch in self.launches:
+            launch.gradients = [
+                None if g is None else g * 0.1 + 0.9 * m
+                for g, m in zip(launch.gradients, launch.exp_avgs)
+            ]
         return super().first_trial(groups, step_size)
 
 
@@ -164,7 +166,7 @@ class TriesTheAbsoluteFactor(Table):
     def _set_classes(self, groups, step_size, *, trial):
         super()._set_classes(groups, step_size, trial=trial)
         for launch in self.launches:
-            for k, (group, _) in enumerate(launch.class_of):
+            for k, (group, _) in enumerate(launch.class_keys):
                 launch.classes[k] = launch.classes[k]._replace(
                     step=step_size * groups[group]["lr"] * 0.5
                 )
@@ -187,9 +189,9 @@ class NoWeightDecay(Table):
 class MomentsUpdatedByTrials(Table):
     def next_trial(self, groups, step_size):
         super().next_trial(groups, step_size)
-        for place in self._places:
-            if place.row.exp_avg_sq is not None:
-                place.row.exp_avg_sq.mul_(0.999)
+        for launch in self.launches:
+            for exp_avg_sq in launch.exp_avg_sqs:
+                exp_avg_sq.mul_(0.999)
 
 
 BROKEN_TABLES = [cls for cls in Table.__subclasses__() if cls.__module__ == __name__]

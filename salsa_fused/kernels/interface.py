@@ -14,12 +14,13 @@ The moments are deferred: a trial computes ``v`` after this step's update on the
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .launch import Launch
 
 
 class AdamClass(NamedTuple):
@@ -39,46 +40,6 @@ class AdamClass(NamedTuple):
     weight_decay: float
     step: float  # what is tried, or applied: the step size times the group's factor
     slope_scale: float  # the group's factor relative to the largest one
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One weight tensor and what belongs to it."""
-
-    weight: Tensor
-    group: int  # index of its parameter group
-    saved_at: int  # its place in the saved weights, in elements
-    gradient: Tensor | None = None  # held during a step only
-    exp_avg: Tensor | None = None  # None until there is a gradient
-    exp_avg_sq: Tensor | None = None
-    t: int = 0  # updates of its moments so far
-    klass: int = 0  # index into Launch.classes
-
-
-ROW_FIELDS = 6  # int64 each: `Row` in csrc/adam.h
-CHUNK_FIELDS = 3
-
-
-@dataclass(slots=True, eq=False)
-class Launch:
-    """The rows that one kernel launch serves: one device, one pair of dtypes, one backend.
-
-    ``raw_rows`` and ``raw_chunks`` are the same table as addresses and sizes, for backends that
-    read it in C++ or on a device: int64, laid out as ``Row`` and ``Chunk`` in ``csrc/adam.h``.
-    A row's gradient address is 0 in a step in which it has none.
-    """
-
-    backend: Backend
-    device: torch.device
-    dtype: torch.dtype  # of the weights
-    rows: list[Row] = field(default_factory=list)
-    class_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (group, t) -> class
-    classes: list[AdamClass] = field(default_factory=list)
-    raw_rows: array[int] = field(default_factory=lambda: array("q"))
-    raw_chunks: array[int] = field(default_factory=lambda: array("q"))
-    saved_size: int = 0  # elements
-    saved: Tensor | None = None  # the weights before the search, flat; only while one runs
-    moved: bool = False  # `saved` holds the weights, which stand at a trial point
 
 
 class Backend(Protocol):

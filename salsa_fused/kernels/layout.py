@@ -1,8 +1,13 @@
-"""How a tensor lies in memory."""
+"""How tensors lie in memory, and what lies beside a weight."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def _extents(tensor: Tensor) -> list[tuple[int, int]]:
@@ -37,3 +42,69 @@ def overlaps_itself(tensor: Tensor) -> bool:
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
     """Whether equal positions in memory hold equal indices."""
     return tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Moments and arithmetic: float64 for float64 weights, fp32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def moment_like(weight: Tensor, value: Tensor | None = None) -> Tensor:
+    """A moment that lies beside its weight: same device and strides, fp32 (or float64).
+
+    ``value`` itself where it already does; zeros where it is None.
+    """
+    dtype = compute_dtype(weight.dtype)
+    if value is not None and value.shape != weight.shape:
+        raise RuntimeError(
+            f"a weight has shape {tuple(weight.shape)} now, and its moments have "
+            f"{tuple(value.shape)}: delete its entry, `del optimizer.state[parameter]`, after "
+            "replacing a weight by one of another shape"
+        )
+    if value is None:
+        return torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+    if (
+        value.dtype == dtype
+        and value.device == weight.device
+        and (same_layout(value, weight) or not is_dense(weight))
+    ):
+        return value
+    return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def readable_gradient(gradient: Tensor, weight: Tensor, label: str) -> Tensor:
+    """The gradient laid out like its weight; a copy where it is not.
+
+    Raises:
+        RuntimeError: no kernel can read it (sparse, complex, of another shape or device).
+    """
+    if gradient.layout != torch.strided:
+        raise RuntimeError(
+            f"the gradient of {label} is sparse ({gradient.layout}): FusedSaLSa needs dense "
+            "gradients; build the embedding with sparse=False"
+        )
+    if gradient.dtype.is_complex:
+        raise RuntimeError(
+            f"the gradient of {label} is complex: FusedSaLSa trains real weights; hold real and "
+            "imaginary part in two parameters"
+        )
+    if gradient.device != weight.device or gradient.shape != weight.shape:
+        raise RuntimeError(
+            f"the gradient of {label} has shape {tuple(gradient.shape)} on {gradient.device}, and "
+            f"the weight has {tuple(weight.shape)} on {weight.device}: call zero_grad() after the "
+            "weight was moved or replaced"
+        )
+    gradient = gradient.resolve_neg()  # kernels read memory, where the sign is not yet turned
+    if same_layout(gradient, weight) or not is_dense(weight):
+        return gradient
+    return torch.empty_like(weight, dtype=gradient.dtype, requires_grad=False).copy_(gradient)
+
+
+def parameter_label(group: Mapping[str, Any], index: int) -> str:
+    """How messages call a parameter: by name where the user gave names."""
+    parameter = group["params"][index]
+    names = group.get("param_names")
+    name = f"{names[index]!r}" if names else f"{index} of its group"
+    if is_lazy(parameter):
+        return f"parameter {name}"
+    return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"

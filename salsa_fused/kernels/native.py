@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interface import CHUNK_FIELDS, Launch
+from .launch import CHUNK_FIELDS, Launch
 from .layout import is_dense
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as `Dtype` in csrc/cpu_kernels.h
@@ -74,31 +73,22 @@ class NativeBackend:
 
     def first_trial(self, launch: Launch) -> Tensor:
         partials = array("d", bytes(8 * (len(launch.raw_chunks) // CHUNK_FIELDS)))
-        with _native_launch(launch) as native_launch:
-            slope = _kernels().cpu_first_trial(native_launch, partials.buffer_info()[0])
-            launch.moved = True
-        return torch.tensor(slope, dtype=torch.float64)
+        slope = _run("cpu_first_trial", launch, partials.buffer_info()[0])
+        launch.moved = True
+        return torch.tensor(slope, dtype=torch.float64, device="cpu")
 
     def next_trial(self, launch: Launch) -> None:
-        with _native_launch(launch) as native_launch:
-            _kernels().cpu_next_trial(native_launch)
+        _run("cpu_next_trial", launch)
 
     def adam_step(self, launch: Launch) -> None:
-        with _native_launch(launch) as native_launch:
-            _kernels().cpu_adam_step(native_launch)
+        _run("cpu_adam_step", launch)
 
 
-def _kernels() -> ModuleType:
+def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
     assert _module is not None
-    return _module
-
-
-@contextmanager
-def _native_launch(launch: Launch) -> Iterator[Any]:
-    """The launch as the compiled module takes it; what it points to lives as long."""
-    # array("f") rounds each float64 scalar once
+    # array("f") rounds each float64 scalar once; it has to live as long as the kernel runs
     classes = array("f", [scalar for c in launch.classes for scalar in c])
-    yield _kernels().CpuLaunch(
+    native_launch = _module.CpuLaunch(
         launch.raw_rows.buffer_info()[0],
         launch.raw_chunks.buffer_info()[0],
         len(launch.raw_chunks) // CHUNK_FIELDS,
@@ -108,9 +98,10 @@ def _native_launch(launch: Launch) -> Iterator[Any]:
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
     )
+    result = getattr(_module, kernel)(native_launch, *arguments)
     # autograd does not see writes through addresses
-    weights = [row.weight for row in launch.rows if row.gradient is not None]
-    torch.autograd.graph.increment_version(weights)
+    torch.autograd.graph.increment_version(launch.weights)
+    return result
 
 
 @cache

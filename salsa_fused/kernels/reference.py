@@ -8,12 +8,15 @@ Slow and simple, and the arithmetic that every other backend repeats bit for bit
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .interface import AdamClass, Launch, Row
-from .layout import is_dense
+from .interface import AdamClass
+from .launch import Launch
+from .layout import compute_dtype
 
 
 class ReferenceBackend:
@@ -24,74 +27,69 @@ class ReferenceBackend:
 
     def first_trial(self, launch: Launch) -> Tensor:
         slope = torch.zeros((), dtype=_widest(launch.device), device=launch.device)
-        for row in launch.rows:
-            if row.gradient is not None:
-                saved_view(launch, row).copy_(row.weight)
+        for index, gradient in enumerate(launch.gradients):
+            if gradient is not None:
+                launch.saved_view(index).copy_(launch.weights[index])
         launch.moved = True
-        for row, g, c in _rows_with_gradient(launch):
-            d = _trial_direction(row, g, c)
-            row.weight.copy_(row.weight.to(g.dtype).sub(d.mul(c.step)))
-            slope += g.mul(d).to(slope.dtype).sum() * c.slope_scale
+        for row in _rows(launch):
+            d = _trial_direction(row)
+            row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.c.step)))
+            slope += row.g.mul(d).to(slope.dtype).sum() * row.c.slope_scale
         return slope
 
     def next_trial(self, launch: Launch) -> None:
-        for row, g, c in _rows_with_gradient(launch):
-            w = saved_view(launch, row).to(g.dtype)
-            row.weight.copy_(w.sub(_trial_direction(row, g, c).mul(c.step)))
+        for row in _rows(launch):
+            w = launch.saved_view(row.number).to(row.g.dtype)
+            row.weight.copy_(w.sub(_trial_direction(row).mul(row.c.step)))
 
     def adam_step(self, launch: Launch) -> None:
-        for row, g, c in _rows_with_gradient(launch):
-            assert row.exp_avg is not None and row.exp_avg_sq is not None
-            m = row.exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
-            v = _second_moment(row, g, c)
-            w = (row.weight if launch.saved is None else saved_view(launch, row)).to(g.dtype)
+        for index, weight, g, exp_avg, exp_avg_sq, c in _rows(launch):
+            m = exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
+            v = _second_moment(exp_avg_sq, g, c)
+            w = (weight if launch.saved is None else launch.saved_view(index)).to(g.dtype)
             d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
-            row.weight.copy_(w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step)))
-            row.exp_avg.copy_(m)
-            row.exp_avg_sq.copy_(v)
+            weight.copy_(w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step)))
+            exp_avg.copy_(m)
+            exp_avg_sq.copy_(v)
 
 
-def saved_view(launch: Launch, row: Row) -> Tensor:
-    """The saved weights of a row, shaped like it (in its own memory order where that is dense)."""
-    assert launch.saved is not None
-    weight = row.weight
-    if is_dense(weight):
-        return launch.saved.as_strided(weight.shape, weight.stride(), row.saved_at)
-    return launch.saved[row.saved_at : row.saved_at + weight.numel()].view(weight.shape)
+class _Row(NamedTuple):
+    number: int
+    weight: Tensor
+    g: Tensor  # in the precision of the arithmetic
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    c: AdamClass
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Moments and arithmetic: float64 for float64 weights, fp32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _rows(launch: Launch) -> Iterator[_Row]:
+    """The rows that have a gradient in this step."""
+    dtype = compute_dtype(launch.dtype)
+    classes = launch.classes
+    if dtype == torch.float32:  # each scalar is rounded once
+        classes = [AdamClass(*[ctypes.c_float(x).value for x in c]) for c in classes]
+    for index, gradient in enumerate(launch.gradients):
+        exp_avg, exp_avg_sq = launch.exp_avgs[index], launch.exp_avg_sqs[index]
+        if gradient is not None and exp_avg is not None and exp_avg_sq is not None:
+            c = classes[launch.klass[index]]
+            yield _Row(index, launch.weights[index], gradient.to(dtype), exp_avg, exp_avg_sq, c)
 
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def _rows_with_gradient(launch: Launch) -> list[tuple[Row, Tensor, AdamClass]]:
-    dtype = compute_dtype(launch.dtype)
-    classes = launch.classes
-    if dtype == torch.float32:
-        classes = [AdamClass(*[ctypes.c_float(x).value for x in c]) for c in classes]
-    return [
-        (row, row.gradient.to(dtype), classes[row.klass])
-        for row in launch.rows
-        if row.gradient is not None
-    ]
-
-
-def _second_moment(row: Row, g: Tensor, c: AdamClass) -> Tensor:
-    assert row.exp_avg_sq is not None
-    return row.exp_avg_sq.mul(c.beta2).add_(g.mul(c.one_minus_beta2).mul_(g))
+def _second_moment(exp_avg_sq: Tensor, g: Tensor, c: AdamClass) -> Tensor:
+    return exp_avg_sq.mul(c.beta2).add_(g.mul(c.one_minus_beta2).mul_(g))
 
 
 def _preconditioner(v: Tensor, c: AdamClass) -> Tensor:
     return _root(v).mul_(c.inv_root_bias2).add_(c.eps)
 
 
-def _trial_direction(row: Row, g: Tensor, c: AdamClass) -> Tensor:
-    return g.div(_preconditioner(_second_moment(row, g, c), c))
+def _trial_direction(row: _Row) -> Tensor:
+    """-d of equation (3)."""
+    return row.g.div(_preconditioner(_second_moment(row.exp_avg_sq, row.g, row.c), row.c))
 
 
 def _root(x: Tensor) -> Tensor:

@@ -1,0 +1,200 @@
+"""The rows that one kernel launch serves, column by column.
+
+A plain step looks at every weight and gradient; on a GPU that is what it costs.  So the columns
+are plain lists, compared as lists: mostly nothing has changed since the step before, and an
+attribute of a tensor takes 50 ns to read.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .interface import AdamClass, Backend
+from .layout import is_dense, moment_like, readable_gradient
+
+CHUNK_SIZE = 1 << 15  # elements: enough of them to feed every thread, each worth a function call
+SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
+
+# where the int64 fields of `Row` and `Chunk` in csrc/adam.h stand
+WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
+CHUNK_FIELDS = 3
+
+State = MutableMapping[Tensor, dict[str, Any]]
+
+
+@dataclass(slots=True, eq=False)
+class Launch:
+    """Rows of one device, one pair of dtypes and one backend.
+
+    ``raw_rows`` and ``raw_chunks`` are the same table as addresses and sizes, for backends that
+    read it in C++ or on a device: int64, laid out as ``Row`` and ``Chunk`` in ``csrc/adam.h``.
+    A row's gradient address is 0 in a step in which it has none.
+    """
+
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype  # of the weights
+    gradient_dtype: torch.dtype
+
+    # one entry a row
+    weights: list[Tensor] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)  # indices of the parameter groups
+    saved_at: list[int] = field(default_factory=list)  # places in the saved weights, in elements
+    gradients: list[Tensor | None] = field(default_factory=list)  # held during a step only
+    exp_avgs: list[Tensor | None] = field(default_factory=list)  # None until there is a gradient
+    exp_avg_sqs: list[Tensor | None] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)  # t: updates of the moments so far
+    klass: list[int] = field(default_factory=list)  # indices into `classes`
+    labels: list[str] = field(default_factory=list)  # what messages call them
+    addresses: list[int] = field(default_factory=list)  # of the weights, as the rows were built
+    shapes: list[torch.Size] = field(default_factory=list)
+    strides: list[tuple[int, ...]] = field(default_factory=list)
+    new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
+
+    class_keys: list[tuple[int, int]] = field(default_factory=list)  # (group, t after this step)
+    classes: list[AdamClass] = field(default_factory=list)
+    raw_rows: array[int] = field(default_factory=lambda: array("q"))
+    raw_chunks: array[int] = field(default_factory=lambda: array("q"))
+    saved_size: int = 0  # elements
+    saved: Tensor | None = None  # the weights before the search, flat; only while one runs
+    moved: bool = False  # `saved` holds the weights, which stand at a trial point
+
+    # -- building -----------------------------------------------------------------------------
+
+    def add(self, weight: Tensor, group: int, label: str) -> None:
+        """Another row, and its chunks (row, start, end)."""
+        row, size, address = len(self.weights), weight.numel(), weight.data_ptr()
+        self.weights.append(weight)
+        self.groups.append(group)
+        self.saved_at.append(self.saved_size)
+        self.gradients.append(None)
+        self.exp_avgs.append(None)
+        self.exp_avg_sqs.append(None)
+        self.klass.append(0)
+        self.labels.append(label)
+        self.addresses.append(address)
+        self.shapes.append(weight.shape)
+        self.strides.append(weight.stride())
+        self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
+        for start in range(0, size, CHUNK_SIZE):
+            self.raw_chunks.extend([row, start, min(start + CHUNK_SIZE, size)])
+        self.saved_size += -(-size // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
+
+    # -- in every step ------------------------------------------------------------------------
+
+    def take_up(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Take up gradients, moments and counts; false where the rows fit no longer."""
+        weights = self.weights
+        if (
+            [weight.data_ptr() for weight in weights] != self.addresses
+            or [weight.shape for weight in weights] != self.shapes
+            or [weight.stride() for weight in weights] != self.strides
+            or not _all_are(self.dtype, [weight.dtype for weight in weights])
+            or not self._take_gradients()
+        ):
+            return False
+        entries = [state.get(weight) for weight in weights]
+        self._take_moments(entries)
+        keys = [(group, t + 1) for group, t in zip(self.groups, self.steps)]
+        self.class_keys = list(dict.fromkeys(keys))
+        index = {key: position for position, key in enumerate(self.class_keys)}
+        klass = [index[key] for key in keys]
+        if klass != self.klass:
+            self.klass = klass
+            self._set_column(CLASS, klass)
+        return True
+
+    def _take_gradients(self) -> bool:
+        gradients = [weight.grad for weight in self.weights]
+        present = [gradient for gradient in gradients if gradient is not None]
+        strides: Sequence[tuple[int, ...]] = self.strides
+        if len(present) < len(gradients):
+            strides = [s for s, gradient in zip(strides, gradients) if gradient is not None]
+        if not (
+            _all_are(torch.strided, [gradient.layout for gradient in present])
+            and _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
+            and [gradient.stride() for gradient in present] == strides
+            and not any(map(Tensor.is_neg, present))
+        ):
+            gradients = [
+                gradient if gradient is None else readable_gradient(gradient, weight, label)
+                for gradient, weight, label in zip(gradients, self.weights, self.labels)
+            ]
+            if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
+                return False
+        self.gradients = gradients
+        self._set_column(GRADIENT, [0 if g is None else g.data_ptr() for g in gradients])
+        return True
+
+    def _take_moments(self, entries: list[dict[str, Any] | None]) -> None:
+        self.steps = [entry["step"] if entry else 0 for entry in entries]
+        exp_avgs = [entry["exp_avg"] if entry else None for entry in entries]
+        exp_avg_sqs = [entry["exp_avg_sq"] if entry else None for entry in entries]
+        if (
+            all(entries)
+            and all(map(is_, exp_avgs, self.exp_avgs))
+            and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
+        ):
+            return
+        for row, gradient in enumerate(self.gradients):
+            if gradient is None:
+                continue
+            if entries[row]:
+                self._set_moments(row, exp_avgs[row], exp_avg_sqs[row])
+            elif row not in self.new_moments:
+                self._set_moments(row, None, None)
+                self.new_moments.add(row)
+
+    def _set_moments(self, row: int, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> None:
+        weight = self.weights[row]
+        moments = moment_like(weight, exp_avg), moment_like(weight, exp_avg_sq)
+        self.exp_avgs[row], self.exp_avg_sqs[row] = moments
+        self.raw_rows[row * ROW_FIELDS + EXP_AVG] = moments[0].data_ptr()
+        self.raw_rows[row * ROW_FIELDS + EXP_AVG_SQ] = moments[1].data_ptr()
+
+    def _set_column(self, which: int, numbers: list[int]) -> None:
+        self.raw_rows[which::ROW_FIELDS] = array("q", numbers)
+
+    def commit(self, state: State) -> None:
+        """Enter this step's moments and counts into the optimizer's state."""
+        self.new_moments.clear()
+        columns = zip(self.weights, self.gradients, self.steps, self.exp_avgs, self.exp_avg_sqs)
+        for weight, gradient, t, exp_avg, exp_avg_sq in columns:
+            if gradient is not None:
+                entry = state[weight]
+                entry["step"] = t + 1
+                entry["exp_avg"] = exp_avg
+                entry["exp_avg_sq"] = exp_avg_sq
+
+    # -- the saved weights --------------------------------------------------------------------
+
+    def saved_view(self, row: int) -> Tensor:
+        """The saved weights of a row, shaped like it (in its memory order where it is dense)."""
+        assert self.saved is not None
+        weight, start = self.weights[row], self.saved_at[row]
+        if is_dense(weight):
+            return self.saved.as_strided(weight.shape, weight.stride(), start)
+        return self.saved[start : start + weight.numel()].view(weight.shape)
+
+    def restore(self) -> None:
+        """Put the saved weights back."""
+        for row, gradient in enumerate(self.gradients):
+            if gradient is not None:
+                self.weights[row].copy_(self.saved_view(row))
+        self.moved = False
+
+    def release(self) -> None:
+        """Hold neither gradients nor saved weights between steps."""
+        self.saved = None
+        self.gradients = [None] * len(self.weights)
+
+
+def _all_are(wanted: Any, values: list[Any]) -> bool:
+    return values.count(wanted) == len(values)
