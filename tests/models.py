@@ -22,7 +22,9 @@ def make_closure(net: nn.Module, step: int = 0):
     x, y = make_batch(step)
 
     def closure() -> torch.Tensor:
-        return (net(x.to(next(net.parameters()).dtype)) - y).square().mean()
+        dtype = next(net.parameters()).dtype
+        loss_dtype = torch.promote_types(dtype, torch.float32)
+        return (net(x.to(dtype)).to(loss_dtype) - y).square().mean()
 
     return closure
 

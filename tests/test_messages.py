@@ -10,6 +10,8 @@ from models import assert_same, everything, make_closure, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa, settings
+from salsa_fused.kernels.layout import readable_gradient
+from salsa_fused.line_search import LineSearch, SearchSettings, SearchState
 
 NAN = float("nan")
 
@@ -370,3 +372,40 @@ def test_trials_that_did_not_repeat_the_loss_are_named_as_the_cause():
     loss.backward()
     with pytest.warns(UserWarning, match=r"first_evaluation\(\)"):
         optimizer.step(lambda: parameter.square().sum() + 100.0, loss=loss)
+
+
+def test_capture_in_a_cuda_graph_is_refused(monkeypatch):
+    parameter = weight()
+    optimizer = FusedSaLSa([parameter])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        optimizer.step(lambda: parameter.sum())
+    assert parameter.tolist() == [1.0] * 3 and not optimizer.state
+
+
+def test_gradients_that_no_kernel_can_read():
+    parameter = weight()
+    for gradient, message in [
+        (torch.ones(3, dtype=torch.complex64), "gradient of it is complex.*two parameters"),
+        (
+            torch.ones(3, device="meta"),
+            r"on meta, and .* on cpu: call zero_grad",
+        ),
+        (torch.ones(4), r"shape \(4,\) on cpu, and the weight has \(3,\)"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            readable_gradient(gradient, parameter, "it")
+
+
+def test_a_negated_view_is_no_parameter():
+    with pytest.raises(ValueError, match="resolve_neg"):
+        FusedSaLSa([torch._neg_view(torch.ones(3))])
+
+
+def test_a_search_that_has_not_ended():
+    search = LineSearch(SearchSettings(), SearchState(1.0))
+    with pytest.raises(RuntimeError, match="no search has ended"):
+        _ = search.result
+    with pytest.raises(RuntimeError, match="has not ended"):
+        search.finish()

@@ -263,5 +263,5 @@ def test_a_closure_that_differentiates(given):
         loss = closure()
         loss.backward()
         losses.append(optimizer.step(closure, loss=loss).item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is not None for p in net.parameters())

@@ -15,9 +15,11 @@ from models import assert_same, everything, make_closure, make_net
 
 from salsa_fused import FusedSaLSa
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-def build(seed=0, dtype=torch.float32, **keywords):
-    net = make_net(seed).to(dtype)
+
+def build(seed=0, dtype=torch.float32, norm=True, **keywords):
+    net = make_net(seed, norm=norm).to(dtype)
     keywords = {"weight_decay": 0.01, "module": net, "check_replay": False, **keywords}
     return net, FusedSaLSa(net.parameters(), **keywords)
 
@@ -35,14 +37,14 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("at", [1, 7, 23])
 def test_a_loaded_run_continues_bit_for_bit(dtype, at):
-    net, optimizer = build(dtype=dtype)
+    net, optimizer = build(dtype=dtype, norm=False)
     advance(net, optimizer, 0, at)
     saved_net, saved = through_a_file(net.state_dict()), through_a_file(optimizer.state_dict())
     advance(net, optimizer, at, 40)
-    other_net, other = build(seed=99, dtype=dtype, c=0.123, lr=0.5)
+    other_net, other = build(seed=99, dtype=dtype, norm=False, c=0.123, lr=0.5)
     other_net.load_state_dict(saved_net)
     other.load_state_dict(saved)
     assert other.param_groups[0]["c"] == 0.5  # a loaded dictionary wins, as in torch
@@ -54,7 +56,7 @@ CONTINUE = """
 import sys, torch
 sys.path[:0] = {path!r}
 from test_state import advance, build
-net, optimizer = build(seed=99)
+net, optimizer = build(seed=99, dtype={dtype}, norm=False)
 saved = torch.load({file!r}, weights_only=True)
 net.load_state_dict(saved["net"])
 optimizer.load_state_dict(saved["optimizer"])
@@ -63,12 +65,13 @@ torch.save([p.detach() for p in net.parameters()], {out!r})
 """
 
 
-def test_a_new_process_continues_bit_for_bit(tmp_path):
-    net, optimizer = build()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_new_process_continues_bit_for_bit(dtype, tmp_path):
+    net, optimizer = build(dtype=dtype, norm=False)
     advance(net, optimizer, 0, 13)
     file, out = str(tmp_path / "saved.pt"), str(tmp_path / "out.pt")
     torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    program = CONTINUE.format(path=sys.path, file=file, out=out)
+    program = CONTINUE.format(path=sys.path, file=file, out=out, dtype=dtype)
     subprocess.run([sys.executable, "-c", program], check=True)
     advance(net, optimizer, 13, 30)
     assert all(map(torch.equal, net.parameters(), torch.load(out, weights_only=True)))

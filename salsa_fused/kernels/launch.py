@@ -50,11 +50,14 @@ class Launch:
     gradients: list[Tensor | None] = field(default_factory=list)  # held during a step only
     exp_avgs: list[Tensor | None] = field(default_factory=list)  # None until there is a gradient
     exp_avg_sqs: list[Tensor | None] = field(default_factory=list)
+    entries: list[dict[str, Any] | None] = field(default_factory=list)  # of the optimizer's state
     steps: list[int] = field(default_factory=list)  # t: updates of the moments so far
     klass: list[int] = field(default_factory=list)  # indices into `classes`
     labels: list[str] = field(default_factory=list)  # what messages call them
     addresses: list[int] = field(default_factory=list)  # of the weights, as the rows were built
-    shapes: list[torch.Size] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    contiguous: list[bool] = field(default_factory=list)
+    permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
     strides: list[tuple[int, ...]] = field(default_factory=list)
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -80,7 +83,10 @@ class Launch:
         self.klass.append(0)
         self.labels.append(label)
         self.addresses.append(address)
-        self.shapes.append(weight.shape)
+        self.sizes.append(size)
+        self.contiguous.append(weight.is_contiguous())
+        if not weight.is_contiguous():
+            self.permuted.append(row)
         self.strides.append(weight.stride())
         self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
         for start in range(0, size, CHUNK_SIZE):
@@ -94,33 +100,38 @@ class Launch:
         weights = self.weights
         if (
             [weight.data_ptr() for weight in weights] != self.addresses
-            or [weight.shape for weight in weights] != self.shapes
-            or [weight.stride() for weight in weights] != self.strides
+            or [weight.numel() for weight in weights] != self.sizes
             or not _all_are(self.dtype, [weight.dtype for weight in weights])
+            or not self._laid_out(weights)
             or not self._take_gradients()
         ):
             return False
-        entries = [state.get(weight) for weight in weights]
-        self._take_moments(entries)
-        keys = [(group, t + 1) for group, t in zip(self.groups, self.steps)]
-        self.class_keys = list(dict.fromkeys(keys))
-        index = {key: position for position, key in enumerate(self.class_keys)}
-        klass = [index[key] for key in keys]
-        if klass != self.klass:
-            self.klass = klass
-            self._set_column(CLASS, klass)
+        self.entries = [state.get(weight) for weight in weights]
+        self.steps = [entry["step"] if entry else 0 for entry in self.entries]
+        self._take_moments()
+        self._classify()
         return True
+
+    def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether these lie in memory as the weights did when the rows were built."""
+        for row in self.permuted:
+            tensor = tensors[row]
+            if tensor is not None and tensor.stride() != self.strides[row]:
+                return False
+        # a tuple for every tensor would keep the garbage collector busy
+        found = [tensor is None or tensor.is_contiguous() for tensor in tensors]
+        return found == self.contiguous or all(
+            tensor is None or expected == contiguous
+            for tensor, expected, contiguous in zip(tensors, self.contiguous, found)
+        )
 
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
         present = [gradient for gradient in gradients if gradient is not None]
-        strides: Sequence[tuple[int, ...]] = self.strides
-        if len(present) < len(gradients):
-            strides = [s for s, gradient in zip(strides, gradients) if gradient is not None]
         if not (
             _all_are(torch.strided, [gradient.layout for gradient in present])
             and _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
-            and [gradient.stride() for gradient in present] == strides
+            and self._laid_out(gradients)
             and not any(map(Tensor.is_neg, present))
         ):
             gradients = [
@@ -133,12 +144,11 @@ class Launch:
         self._set_column(GRADIENT, [0 if g is None else g.data_ptr() for g in gradients])
         return True
 
-    def _take_moments(self, entries: list[dict[str, Any] | None]) -> None:
-        self.steps = [entry["step"] if entry else 0 for entry in entries]
-        exp_avgs = [entry["exp_avg"] if entry else None for entry in entries]
-        exp_avg_sqs = [entry["exp_avg_sq"] if entry else None for entry in entries]
+    def _take_moments(self) -> None:
+        exp_avgs = [entry["exp_avg"] if entry else None for entry in self.entries]
+        exp_avg_sqs = [entry["exp_avg_sq"] if entry else None for entry in self.entries]
         if (
-            all(entries)
+            all(self.entries)
             and all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
         ):
@@ -146,7 +156,7 @@ class Launch:
         for row, gradient in enumerate(self.gradients):
             if gradient is None:
                 continue
-            if entries[row]:
+            if self.entries[row]:
                 self._set_moments(row, exp_avgs[row], exp_avg_sqs[row])
             elif row not in self.new_moments:
                 self._set_moments(row, None, None)
@@ -159,19 +169,34 @@ class Launch:
         self.raw_rows[row * ROW_FIELDS + EXP_AVG] = moments[0].data_ptr()
         self.raw_rows[row * ROW_FIELDS + EXP_AVG_SQ] = moments[1].data_ptr()
 
+    def _classify(self) -> None:
+        """Rows of one group and one count share a class; mostly all rows of a group do."""
+        if _all_are(self.groups[0], self.groups) and _all_are(self.steps[0], self.steps):
+            self.class_keys = [(self.groups[0], self.steps[0] + 1)]
+            keys = self.class_keys * len(self.groups)
+        else:
+            keys = [(group, t + 1) for group, t in zip(self.groups, self.steps)]
+            self.class_keys = list(dict.fromkeys(keys))
+        index = {key: position for position, key in enumerate(self.class_keys)}
+        klass = [index[key] for key in keys]
+        if klass != self.klass:
+            self.klass = klass
+            self._set_column(CLASS, klass)
+
     def _set_column(self, which: int, numbers: list[int]) -> None:
         self.raw_rows[which::ROW_FIELDS] = array("q", numbers)
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
         self.new_moments.clear()
-        columns = zip(self.weights, self.gradients, self.steps, self.exp_avgs, self.exp_avg_sqs)
-        for weight, gradient, t, exp_avg, exp_avg_sq in columns:
-            if gradient is not None:
-                entry = state[weight]
-                entry["step"] = t + 1
-                entry["exp_avg"] = exp_avg
-                entry["exp_avg_sq"] = exp_avg_sq
+        for row, (gradient, entry, t) in enumerate(zip(self.gradients, self.entries, self.steps)):
+            if gradient is None:
+                continue
+            if not entry or entry["exp_avg"] is not self.exp_avgs[row]:
+                entry = state[self.weights[row]]
+                entry["step"] = t
+                entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
+            entry["step"] = t + 1
 
     # -- the saved weights --------------------------------------------------------------------
 
