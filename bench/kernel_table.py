@@ -34,9 +34,12 @@ def kernels_table(results: Results) -> Table:
         names = list(dict.fromkeys(row.optimizer for row in results.rows if row.case == case))
         rows = {name: [_cell(results, case, name, column) for column in COLUMNS] for name in names}
         sections.append(Section(case, rows))
-    return Table(
-        tuple(column.title for column in COLUMNS), sections, _caption(results), ("model", "what")
+    caption = (
+        f"{_caption(results)} In brackets the 10 % and 90 % quantiles. GB/s counts what has to be "
+        "moved: copy 8, first_trial 20, next_trial 16, the others 28 bytes a parameter."
     )
+    titles = tuple(column.title for column in COLUMNS)
+    return Table(titles, sections, caption, ("model", "what"))
 
 
 def _cell(results: Results, case: str, name: str, column: Column) -> Cell:
@@ -51,7 +54,18 @@ def _caption(results: Results) -> str:
     settings = results.settings
     return (
         f"fp32, {settings['tensors']} equal tensors, {settings['rounds']} rounds in "
-        "turn: medians, and in brackets the 10 % and 90 % quantiles. GB/s counts what has to be "
-        "moved (copy 8, first_trial 20, next_trial 16, the others 28 bytes a parameter). Times of "
-        "whole optimizer steps include Python's; the search's kernels are timed by themselves."
+        "turn, medians. Times of whole optimizer steps include Python's; the search's kernels are "
+        "timed by themselves."
     )
+
+
+def ratios_table(results: Results) -> Table:
+    """For a page: the ratio to fused Adam alone, a column for every model and number of threads."""
+    names = list(dict.fromkeys(row.optimizer for row in results.rows))
+    cases = results.settings["cases"]
+    rows = {
+        name: [Cell(f"{results.row(case, name, 'to_fused').median:.2f}") for case in cases]
+        for name in names
+    }
+    section = Section("torch's fused Adam", rows)
+    return Table(tuple(cases), [section], _caption(results), ("relative to", "time of"))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.kernel_table import kernels_table
+from bench.kernel_table import ratios_table
 from bench.results import REPOSITORY, Results
 from bench.tables import demo_table, to_markdown
 from bench.verdict import demo_verdict
@@ -32,7 +32,7 @@ def kernels_block(published: Path = PUBLISHED) -> str:
     if not path.exists():
         raise SystemExit(f"{path} is missing: python -m bench kernels --json {path}")
     results = Results.read(path)
-    return f"{to_markdown(kernels_table(results))}\n{_source(results)}\n"
+    return f"{to_markdown(ratios_table(results))}\n{_source(results)}\n"
 
 
 def _source(results: Results) -> str:

@@ -451,3 +451,14 @@ def test_kernels_table():
     text = tables.to_markdown(kernel_table.kernels_table(Results({}, rows, settings=settings)))
     assert "| model | what | ms | GB/s | of a copy's | time to fused Adam's |" in text
     assert f"| large | first_trial | 2.00 | 2 | 2.00 | 2.00 (1.20{tables.DASH}2.80) |" in text
+
+
+def test_ratios_table():
+    rows = [
+        results.timed_row("kernels", case, name, "to_fused", "1", [value])
+        for case, value in (("large", 0.5), ("small", 0.25))
+        for name in ("copy", "first_trial")
+    ]
+    settings = {"cases": ["large", "small"], "tensors": 150, "rounds": 3}
+    text = tables.to_markdown(kernel_table.ratios_table(Results({}, rows, settings=settings)))
+    assert "| torch's fused Adam | first_trial | 0.50 | 0.25 |" in text

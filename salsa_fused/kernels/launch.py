@@ -58,6 +58,7 @@ class Launch:
     sizes: list[int] = field(default_factory=list)
     contiguous: list[bool] = field(default_factory=list)
     permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
+    single: list[int] = field(default_factory=list)  # the rows of one element
     strides: list[tuple[int, ...]] = field(default_factory=list)
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -87,6 +88,8 @@ class Launch:
         self.contiguous.append(weight.is_contiguous())
         if not weight.is_contiguous():
             self.permuted.append(row)
+        if size == 1:
+            self.single.append(row)
         self.strides.append(weight.stride())
         self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
         for start in range(0, size, CHUNK_SIZE):
@@ -125,6 +128,11 @@ class Launch:
             for tensor, expected, contiguous in zip(tensors, self.contiguous, found)
         )
 
+    @staticmethod
+    def _is_negated(gradient: Tensor | None) -> bool:
+        # behind conj() torch hands out negated views; only those of one element look contiguous
+        return gradient is not None and gradient.is_neg()
+
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
         present = [gradient for gradient in gradients if gradient is not None]
@@ -132,7 +140,7 @@ class Launch:
             _all_are(torch.strided, [gradient.layout for gradient in present])
             and _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
             and self._laid_out(gradients)
-            and not any(map(Tensor.is_neg, present))
+            and not any(self._is_negated(gradients[row]) for row in self.single)
         ):
             gradients = [
                 gradient if gradient is None else readable_gradient(gradient, weight, label)
