@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arguments import check_loss
+from .line_search import FLAT_ULPS
 from .replay import Replay
+from .warning import warn
 
 Closure = Callable[[], Any]
 
@@ -109,6 +112,37 @@ class Evaluations:
                     "leave zero_grad() and backward() outside it"
                 )
         return loss.item()
+
+    def check_replay(self, loss: Tensor, module: nn.Module | None) -> bool:
+        """Evaluate once more at the same weights and warn where that gives another loss.
+
+        Returns whether the check was made: it needs a finite loss whose random numbers are known.
+        """
+        first = loss.item()
+        if not (self.knows_first and math.isfinite(first)):
+            return False
+        again = self.trial()
+        if not abs(again - first) <= FLAT_ULPS * torch.finfo(loss.dtype).eps * abs(first):
+            hint = "" if module else ", and pass module=model if a forward changes buffers"
+            warn(
+                f"the closure returned the loss {first:.9g}, and {again:.9g} when it was called "
+                "again for the same weights and random numbers. A line search compares losses of "
+                "one mini-batch: draw the data (next(loader), augmentation) before the closure, "
+                f"not in it{hint}. check_replay=False silences this."
+            )
+        return True
+
+    def warn_that_nothing_lowers_the_loss(self, smallest_tried: float) -> None:
+        cause = "is the closure a function of the weights alone?"
+        if not self.knows_first:
+            cause = (
+                "trials did not repeat the evaluation of `loss`: put `with "
+                "optimizer.first_evaluation():` around it"
+            )
+        warn(
+            f"no step size down to {smallest_tried:.1e} lowered the loss, and the step was "
+            f"skipped: {cause}"
+        )
 
     def end_trials(self) -> None:
         """Gradients back on the parameters, random streams and buffers as after the first."""

@@ -17,7 +17,6 @@ from .evaluation import Closure, Evaluations
 from .kernels import Table
 from .kernels.choice import forced_backend
 from .line_search import (
-    FLAT_ULPS,
     STATE_NAMES,
     LineSearch,
     SearchResult,
@@ -25,7 +24,6 @@ from .line_search import (
     SearchState,
 )
 from .replay import Replay
-from .warning import warn
 
 SHARED_SETTINGS = (*SearchSettings._fields, "maximize")  # one per optimizer, not per group
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
@@ -180,8 +178,8 @@ class FusedSaLSa(Optimizer):
 
         A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is a
         search whose gradients are not (on other steps gradients are not inspected, as in torch).
-        Whatever leaves this method by an exception leaves weights,
-        moments, search state, buffers and random streams as they were.
+        Whatever leaves this method by an exception leaves weights, moments, search state, buffers
+        and random streams as they were.
 
         Returns:
             The loss at the weights before the step, detached; ``None`` without a closure.
@@ -227,14 +225,15 @@ class FusedSaLSa(Optimizer):
         self._trials_need_graph = calls.needs_graph
         self._remember(search)
         if search.gave_up and not self._warned_of_closure:
-            self._warn_of_closure(search, calls)
+            self._warned_of_closure = True
+            calls.warn_that_nothing_lowers_the_loss(search.smallest_tried)
         return f0
 
     def _search(self, search: LineSearch, calls: Evaluations, f0: Tensor) -> None:
         """Try step sizes until one is accepted; the weights are left at the last trial point."""
         calls.begin_trials()
-        if self.check_replay and not self._replay_checked and calls.knows_first:
-            self._check_replay(calls, f0)
+        if self.check_replay and not self._replay_checked:
+            self._replay_checked = calls.check_replay(f0, self.module)
         slopes = self._table.first_trial(self.param_groups, search.first_trial())
         loss, slope = _to_host(f0, slopes)
         sign = self._sign
@@ -382,19 +381,6 @@ class FusedSaLSa(Optimizer):
                 loss=sign * result.loss, trial_loss=sign * result.trial_loss
             )
 
-    def _warn_of_closure(self, search: LineSearch, calls: Evaluations) -> None:
-        self._warned_of_closure = True
-        cause = "is the closure a function of the weights alone?"
-        if not calls.knows_first:
-            cause = (
-                "trials did not repeat the evaluation of `loss`: put `with "
-                "optimizer.first_evaluation():` around it"
-            )
-        warn(
-            f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step was "
-            f"skipped: {cause}"
-        )
-
     @property
     def _sign(self) -> float:
         """What turns the closure's value into a loss to be lowered."""
@@ -414,24 +400,6 @@ class FusedSaLSa(Optimizer):
         if loss is None:
             return Replay(self._devices(), self.module)
         return outer or Replay(self._devices(), self.module, knows_first=False)
-
-    def _check_replay(self, calls: Evaluations, f0: Tensor) -> None:
-        """Warn where a second evaluation at the same weights gives another loss."""
-        loss = f0.item()
-        if not math.isfinite(loss):
-            return
-        self._replay_checked = True
-        again = calls.trial()
-        tolerance = FLAT_ULPS * torch.finfo(f0.dtype).eps * abs(loss)
-        if not abs(again - loss) <= tolerance:
-            warn(
-                f"the closure returned the loss {loss:.9g}, and {again:.9g} when it was called "
-                "again for the same weights and random numbers. A line search compares losses of "
-                "one mini-batch: draw the data (next(loader), augmentation) before the closure, "
-                "not in it"
-                + ("" if self.module else ", and pass module=model if a forward changes buffers")
-                + ". check_replay=False silences this.",
-            )
 
 
 def _to_host(f0: Tensor, slopes: list[Tensor]) -> tuple[float, float]:
