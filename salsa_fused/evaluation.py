@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,13 +27,13 @@ class Evaluations:
     def __init__(
         self,
         closure: Closure | None,
-        parameters: Iterable[Tensor],
+        parameters: list[Tensor],
         replay: Replay | None,
         needs_graph: bool = False,
     ) -> None:
         self.needs_graph = needs_graph  # trials fail without; known from an earlier step
         self._closure = closure
-        self._parameters = list(parameters)
+        self._parameters = parameters
         self._replay = replay
         self._called_first = False
         self._closure_calls_backward = False

@@ -195,7 +195,8 @@ class FusedSaLSa(Optimizer):
         searching = self._search_allowed and search.due
         arguments.check_call(closure, loss, searching)
         replay = self._replay(closure, loss)
-        calls = Evaluations(closure, self._parameters(), replay, self._trials_need_graph)
+        parameters = self._parameters() if closure is not None else []
+        calls = Evaluations(closure, parameters, replay, self._trials_need_graph)
         self._stepping = True
         try:
             if loss is None and closure is not None:

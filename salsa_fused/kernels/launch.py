@@ -59,6 +59,7 @@ class Launch:
     contiguous: list[bool] = field(default_factory=list)
     permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
     single: list[int] = field(default_factory=list)  # the rows of one element
+    gradient_addresses: list[int] = field(default_factory=list)  # as `raw_rows` has them
     strides: list[tuple[int, ...]] = field(default_factory=list)
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -117,21 +118,15 @@ class Launch:
 
     def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
         """Whether these lie in memory as the weights did when the rows were built."""
+        # strides of the rest are not compared: a tuple each would keep the garbage collector busy
         for row in self.permuted:
-            tensor = tensors[row]
-            if tensor is not None and tensor.stride() != self.strides[row]:
+            if (tensor := tensors[row]) is not None and tensor.stride() != self.strides[row]:
                 return False
-        # a tuple for every tensor would keep the garbage collector busy
         found = [tensor is None or tensor.is_contiguous() for tensor in tensors]
         return found == self.contiguous or all(
             tensor is None or expected == contiguous
             for tensor, expected, contiguous in zip(tensors, self.contiguous, found)
         )
-
-    @staticmethod
-    def _is_negated(gradient: Tensor | None) -> bool:
-        # behind conj() torch hands out negated views; only those of one element look contiguous
-        return gradient is not None and gradient.is_neg()
 
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
@@ -140,7 +135,8 @@ class Launch:
             _all_are(torch.strided, [gradient.layout for gradient in present])
             and _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
             and self._laid_out(gradients)
-            and not any(self._is_negated(gradients[row]) for row in self.single)
+            # behind conj() torch hands out negated views; those of one element look contiguous
+            and not any((g := gradients[row]) is not None and g.is_neg() for row in self.single)
         ):
             gradients = [
                 gradient if gradient is None else readable_gradient(gradient, weight, label)
@@ -149,7 +145,10 @@ class Launch:
             if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
                 return False
         self.gradients = gradients
-        self._set_column(GRADIENT, [0 if g is None else g.data_ptr() for g in gradients])
+        addresses = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
+        if addresses != self.gradient_addresses:
+            self.gradient_addresses = addresses
+            self._set_column(GRADIENT, addresses)
         return True
 
     def _take_moments(self) -> None:
