@@ -7,6 +7,9 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 // One binary for every x86-64: the loader picks the widest instruction set that the CPU has.  The
 // clones differ in speed, never in bits.
@@ -206,6 +209,19 @@ void adam_step(const Launch& launch) {
         case Dtype::fp16: return adam_step_of<fp16>(launch);
         default: return adam_step_of<float>(launch);
     }
+}
+
+void advise_huge_pages(void* memory, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t kHugePage = std::uintptr_t{1} << 21;
+    const auto start = reinterpret_cast<std::uintptr_t>(memory);
+    const std::uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
+    const std::uintptr_t end = (start + static_cast<std::uintptr_t>(bytes)) / kHugePage * kHugePage;
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
 }
 
 bool has_openmp() {

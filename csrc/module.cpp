@@ -46,6 +46,9 @@ PYBIND11_MODULE(_native, module) {
     using release_gil = py::call_guard<py::gil_scoped_release>;
     py::class_<Launch>(module, "CpuLaunch").def(py::init(&launch_from));
     module.def("cpu_first_trial", &first_trial, release_gil());
+    module.def("cpu_advise_huge_pages", [](Address memory, std::int64_t bytes) {
+        salsa::cpu::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
+    });
     module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
     module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
 }

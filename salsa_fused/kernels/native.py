@@ -72,6 +72,8 @@ class NativeBackend:
         return None
 
     def first_trial(self, launch: Launch) -> Tensor:
+        assert _module is not None and launch.saved is not None
+        _module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
         partials = array("d", bytes(8 * (len(launch.raw_chunks) // CHUNK_FIELDS)))
         slope = _run("cpu_first_trial", launch, partials.buffer_info()[0])
         launch.moved = True
