@@ -28,6 +28,7 @@ OUT = Path("bench/results/kernels.json")
 TENSORS = 150
 FLUSH_BYTES = 128 << 20  # more than the caches of one socket hold
 FUSED = "torch Adam, fused"  # what the ratios are taken to
+FOREACH = "torch Adam, foreach"
 COPY = "copy"
 
 
@@ -121,7 +122,7 @@ def everything(size: int) -> list[Timed]:
     return [
         Timed(COPY, 8, lambda: target.copy_(source)),
         Timed(FUSED, 28, adam["fused"].step),
-        Timed("torch Adam, foreach", 28, adam["foreach"].step, every=5),
+        Timed(FOREACH, 28, adam["foreach"].step, every=5),
         Timed("a plain step", 28, plain.step),
         Timed("first_trial, allocating", 20, allocating),
         Timed("first_trial", 20, first_trial),
@@ -201,6 +202,7 @@ def rows_of(
             ("bandwidth", "GB/s"): own,
             ("of_copy", "1"): _ratios(own, copy),
             ("to_fused", "1"): _ratios(seconds[one.name], seconds[FUSED]),
+            ("to_foreach", "1"): _ratios(seconds[one.name], seconds[FOREACH]),
         }
         for (metric, unit), values in metrics.items():
             kept = [value for value in values if value is not None]

@@ -49,6 +49,14 @@ SALSA_INLINE void write_block(T* to, const T* from, int n, bool stream) {
     std::memcpy(to, from, n * sizeof(T));
 }
 
+// Orders streamed writes before everything that follows.
+SALSA_INLINE void end_writes(bool stream) {
+#if defined(__SSE2__)
+    if (stream) _mm_sfence();
+#endif
+    (void)stream;
+}
+
 template <class T>
 SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
                                      const float* SALSA_RESTRICT v, T* SALSA_RESTRICT saved,
@@ -69,6 +77,7 @@ SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRIC
             for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += products[i + lane];
         for (; i < m; ++i) lanes[i % kLanes] += products[i];
     }
+    end_writes(stream);
     double sum = 0.0;
     for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
     return sum * c.slope_scale;
@@ -87,6 +96,7 @@ SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g
         }
         write_block(w + base, moved, m, stream);
     }
+    end_writes(stream);
 }
 
 // `from` may be `w` itself: each element is read before it is written.

@@ -552,3 +552,16 @@ def test_step_under_a_default_device():
     with torch.device("meta"):
         optimizer.step(lambda: (net(x) - y).square().mean())
     assert optimizer.last_search.outcome == "accepted"
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_parameter_without_gradient_keeps_its_version(backend):
+    """Its graph from before the step can still be used."""
+    a, b = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    x = torch.randn(3, requires_grad=True)
+    optimizer = FusedSaLSa([a, b], search_period=None, backend=backend)
+    loss = (b * x).sum()
+    a.grad = torch.ones(3)
+    optimizer.step()
+    loss.backward()
+    assert torch.equal(x.grad, b.detach())

@@ -215,3 +215,48 @@ def test_no_gradient_is_held_between_steps():
     advance(net, optimizer, 0, 1)
     for launch in optimizer._table.launches:
         assert launch.saved is None and launch.gradients == [None] * len(launch.weights)
+
+
+@pytest.mark.parametrize("move", ["data", "share_memory"])
+def test_moments_whose_memory_moves(move):
+    runs = []
+    for moving in (False, True):
+        net, optimizer = build()
+        for step in range(20):
+            advance(net, optimizer, step, step + 1)
+            for entry in optimizer.state.values() if moving else ():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if move == "data":
+                        entry[name].data = entry[name].data.clone()
+                    else:
+                        entry[name].share_memory_()
+        runs.append([p.detach().clone() for p in net.parameters()])
+    assert all(map(torch.equal, *runs))
+
+
+def test_a_weight_reshaped_in_place_needs_moments_of_its_shape():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = FusedSaLSa([weight], search_period=None)
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    weight.grad, weight.data = None, weight.data.view(3, 2)
+    weight.grad = torch.ones(3, 2)
+    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) now, and its moments have \(2, 3\)"):
+        optimizer.step()
+
+
+def test_zero_size_parameters_have_a_state():
+    weight, empty = torch.ones(3, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
+    optimizer = FusedSaLSa([weight, empty])
+    for _ in range(2):
+        optimizer.step(lambda: weight.square().sum() + empty.sum())
+    entry = optimizer.state[empty]
+    assert entry["step"] == 2 and entry["exp_avg"].shape == entry["exp_avg_sq"].shape == (0, 4)
+
+
+def test_a_failed_first_step_leaves_no_moments():
+    net, optimizer = build()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: make_closure(net)() if torch.is_grad_enabled() else 1 / 0)
+    assert not optimizer.state
+    assert all(m is None for launch in optimizer._table.launches for m in launch.exp_avgs)

@@ -54,10 +54,7 @@ def choose_backend(
         return forced
     if weight.device.type == "cpu" and native.missing() is not None:
         _warn_of_slow_cpu()
-    for backend in BACKENDS.values():
-        if backend.refusal(weight, gradient_dtype) is None:
-            return backend
-    raise RuntimeError(f"no backend serves {weight.dtype} on {weight.device}")
+    return next(b for b in BACKENDS.values() if b.refusal(weight, gradient_dtype) is None)
 
 
 _warned_of_slow_cpu = False

@@ -55,11 +55,13 @@ class Launch:
     klass: list[int] = field(default_factory=list)  # indices into `classes`
     labels: list[str] = field(default_factory=list)  # what messages call them
     addresses: list[int] = field(default_factory=list)  # of the weights, as the rows were built
-    sizes: list[int] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
     contiguous: list[bool] = field(default_factory=list)
     permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
     single: list[int] = field(default_factory=list)  # the rows of one element
     gradient_addresses: list[int] = field(default_factory=list)  # as `raw_rows` has them
+    exp_avg_addresses: list[int] = field(default_factory=list)
+    exp_avg_sq_addresses: list[int] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -85,7 +87,7 @@ class Launch:
         self.klass.append(0)
         self.labels.append(label)
         self.addresses.append(address)
-        self.sizes.append(size)
+        self.shapes.append(weight.shape)
         self.contiguous.append(weight.is_contiguous())
         if not weight.is_contiguous():
             self.permuted.append(row)
@@ -104,7 +106,7 @@ class Launch:
         weights = self.weights
         if (
             [weight.data_ptr() for weight in weights] != self.addresses
-            or [weight.numel() for weight in weights] != self.sizes
+            or [weight.shape for weight in weights] != self.shapes
             or not _all_are(self.dtype, [weight.dtype for weight in weights])
             or not self._laid_out(weights)
             or not self._take_gradients()
@@ -145,7 +147,7 @@ class Launch:
             if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
                 return False
         self.gradients = gradients
-        addresses = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
+        addresses = _addresses(gradients)
         if addresses != self.gradient_addresses:
             self.gradient_addresses = addresses
             self._set_column(GRADIENT, addresses)
@@ -158,6 +160,9 @@ class Launch:
             all(self.entries)
             and all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
+            # the same tensors may have moved: share_memory_() and `.data =` do that
+            and _addresses(exp_avgs) == self.exp_avg_addresses
+            and _addresses(exp_avg_sqs) == self.exp_avg_sq_addresses
         ):
             return
         for row, gradient in enumerate(self.gradients):
@@ -168,13 +173,14 @@ class Launch:
             elif row not in self.new_moments:
                 self._set_moments(row, None, None)
                 self.new_moments.add(row)
+        self.exp_avg_addresses = _addresses(self.exp_avgs)
+        self.exp_avg_sq_addresses = _addresses(self.exp_avg_sqs)
+        self._set_column(EXP_AVG, self.exp_avg_addresses)
+        self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
 
     def _set_moments(self, row: int, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> None:
-        weight = self.weights[row]
-        moments = moment_like(weight, exp_avg), moment_like(weight, exp_avg_sq)
-        self.exp_avgs[row], self.exp_avg_sqs[row] = moments
-        self.raw_rows[row * ROW_FIELDS + EXP_AVG] = moments[0].data_ptr()
-        self.raw_rows[row * ROW_FIELDS + EXP_AVG_SQ] = moments[1].data_ptr()
+        self.exp_avgs[row] = moment_like(self.weights[row], exp_avg)
+        self.exp_avg_sqs[row] = moment_like(self.weights[row], exp_avg_sq)
 
     def _classify(self) -> None:
         """Rows of one group and one count share a class; mostly all rows of a group do."""
@@ -205,6 +211,11 @@ class Launch:
                 entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
             entry["step"] = t + 1
 
+    @property
+    def stepped(self) -> list[Tensor]:
+        """The weights that have a gradient in this step."""
+        return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
+
     # -- the saved weights --------------------------------------------------------------------
 
     def saved_view(self, row: int) -> Tensor:
@@ -223,9 +234,16 @@ class Launch:
         self.moved = False
 
     def release(self) -> None:
-        """Hold neither gradients nor saved weights between steps."""
+        """Hold neither gradients nor saved weights between steps, nor moments of no step."""
         self.saved = None
         self.gradients = [None] * len(self.weights)
+        for row in self.new_moments:
+            self.exp_avgs[row] = self.exp_avg_sqs[row] = None
+        self.new_moments.clear()
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _all_are(wanted: Any, values: list[Any]) -> bool:

@@ -102,7 +102,7 @@ def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
     )
     result = getattr(_module, kernel)(native_launch, *arguments)
     # autograd does not see writes through addresses
-    torch.autograd.graph.increment_version(launch.weights)
+    torch.autograd.graph.increment_version(launch.stepped)
     return result
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .choice import choose_backend
 from .interface import AdamClass, Backend
 from .launch import Launch, State
-from .layout import parameter_label, readable_gradient
+from .layout import moment_like, parameter_label, readable_gradient
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -37,6 +37,7 @@ class Table:
         self.launches: list[Launch] = []
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
+        self._empty: list[Tensor] = []
 
     def refresh(self, groups: Groups, state: State) -> bool:
         """Take up this step's gradients; whether there is any.
@@ -80,6 +81,11 @@ class Table:
         """Enter this step's moments and counts into the optimizer's state."""
         for launch in self.launches:
             launch.commit(state)
+        for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
+            if weight.grad is not None:
+                t = state[weight].get("step", 0)
+                moments = {name: moment_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                state[weight] = {"step": t + 1, **moments}
 
     def restore(self) -> None:
         """Put the saved weights back."""
@@ -107,6 +113,7 @@ class Table:
         """Rows, chunks and launches anew; zero-size tensors never enter."""
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._group_sizes = [len(group["params"]) for group in groups]
+        self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
         launches: dict[tuple[Any, ...], Launch] = {}
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
