@@ -29,7 +29,7 @@ class _Snapshot:
             self.numpy = numpy.random.get_state()
         self.cpu = torch.get_rng_state()
         self.devices = {
-            device: torch.get_device_module(device).get_rng_state(device)
+            device: torch.get_device_module(device).get_rng_state(*_which(device))
             for device in devices
             if device.type != "cpu"
         }
@@ -41,9 +41,13 @@ class _Snapshot:
             sys.modules["numpy"].random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
-            torch.get_device_module(device).set_rng_state(state, device)
+            torch.get_device_module(device).set_rng_state(state, *_which(device))
         if self.buffers is not None:
             self.buffers.put_back()
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one MPS device only
 
 
 class _Buffers:

@@ -13,6 +13,7 @@ from models import make_batch, make_closure, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa
+from salsa_fused.replay import Replay
 
 
 def spied(net, optimizer, evaluate, layer):
@@ -265,3 +266,33 @@ def test_a_closure_that_differentiates(given):
         losses.append(optimizer.step(closure, loss=loss).item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(("name", "named"), [("cuda:1", True), ("xpu:0", True), ("mps", False)])
+def test_the_generators_of_other_devices_are_replayed(name, named, monkeypatch):
+    """With a stand-in for the device's module: a counter for its random stream."""
+    device = torch.device(name)
+
+    class Generator:
+        position = 5
+
+        @classmethod
+        def get_rng_state(cls, *which):
+            assert which == ((device,) if named else ())
+            return cls.position
+
+        @classmethod
+        def set_rng_state(cls, state, *which):
+            assert which == ((device,) if named else ())
+            cls.position = state
+
+    monkeypatch.setattr(torch, "get_device_module", lambda wanted: Generator)
+    replay = Replay([torch.device("cpu"), device], None)
+    Generator.position = 8  # after the first evaluation
+    replay.end_first()
+    for _ in range(3):
+        replay.rewind()
+        assert Generator.position == 5
+        Generator.position += 3
+    replay.resume()
+    assert Generator.position == 8
