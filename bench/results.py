@@ -206,9 +206,13 @@ def _version(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, "-dirty" where tracked files differ; None outside of git."""
+    """The commit of the checkout, "-dirty" where tracked files differ; None outside of git.
+
+    Results and the README, which shows them, do not count: they change because of a run.
+    """
     commit = _git("rev-parse", "--short=12", "HEAD")
-    if commit and _git("status", "--porcelain", "--untracked-files=no"):
+    code = (".", ":!bench/results", ":!README.md")
+    if commit and _git("status", "--porcelain", "--untracked-files=no", "--", *code):
         return f"{commit}-dirty"
     return commit
 

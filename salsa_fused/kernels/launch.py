@@ -214,6 +214,8 @@ class Launch:
     @property
     def stepped(self) -> list[Tensor]:
         """The weights that have a gradient in this step."""
+        if 0 not in self.gradient_addresses:
+            return self.weights
         return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
 
     # -- the saved weights --------------------------------------------------------------------
