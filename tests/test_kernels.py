@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salsa_fused.kernels import BACKENDS, Table
+from salsa_fused.kernels import BACKENDS, AdamClass, Table
+from salsa_fused.kernels.launch import ROW_FIELDS
 from salsa_fused.kernels.layout import is_dense, moment_like, overlaps_itself
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -415,3 +416,9 @@ def test_autograd_sees_the_writes():
 def test_layouts(tensor, dense, overlapping):
     assert is_dense(tensor) == dense
     assert overlaps_itself(tensor) == overlapping
+
+
+def test_python_and_cpp_agree_on_the_table():
+    native = pytest.importorskip("salsa_fused._native", reason="the C++ kernels are not built")
+    assert native.class_fields == len(AdamClass._fields)
+    assert native.row_fields == ROW_FIELDS
