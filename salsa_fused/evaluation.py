@@ -77,7 +77,7 @@ class Evaluations:
 
     def begin_trials(self) -> None:
         """Take the gradients off; the random streams stand where the first evaluation left them."""
-        if self._replay is not None:
+        if self._replay is not None and self._replay.knows_first:
             self._replay.end_first()
         self._gradients = []
         for parameter in self._parameters:
@@ -118,8 +118,7 @@ class Evaluations:
 
         Returns whether the check was made: it needs a finite loss whose random numbers are known.
         """
-        first = loss.item()
-        if not (self.knows_first and math.isfinite(first)):
+        if not (self.knows_first and math.isfinite(first := loss.item())):
             return False
         again = self.trial()
         if not abs(again - first) <= FLAT_ULPS * torch.finfo(loss.dtype).eps * abs(first):

@@ -131,7 +131,7 @@ class LineSearch:
         self.outcome: Outcome | None = None
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
-        self.trials = self.rejections = self.doublings = 0
+        self.trials = self.rejections = 0
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -236,7 +236,7 @@ class LineSearch:
         return beta3 * before + (1.0 - beta3) * now
 
     def decrease_at(self, trial_loss: float) -> float:
-        """H' of this trial."""
+        """What h' becomes if this trial is accepted."""
         return self.smoothed(self.state.smoothed_decrease, self.loss - trial_loss)
 
     def verdict(self, trial_loss: float) -> Literal["accepted", "flat", "rejected"]:
@@ -303,8 +303,7 @@ class LineSearch:
         """One rung of the doublings; false where ordinary back-tracking takes over."""
         if verdict == "accepted":
             self._best = self.step_size, self.decrease_at(self.trial_loss), self.trial_loss
-        if verdict != "rejected" and self.doublings < MAX_DOUBLINGS:
-            self.doublings += 1
+        if verdict != "rejected" and self.trials <= MAX_DOUBLINGS:
             self.step_size *= 2.0
             return True
         if self._best is not None:  # the last accepted trial counts; what ended it is one rejection

@@ -16,6 +16,7 @@ from . import arguments, loading
 from .evaluation import Closure, Evaluations
 from .kernels import Table
 from .kernels.choice import forced_backend
+from .kernels.table import parameters_of
 from .line_search import (
     STATE_NAMES,
     LineSearch,
@@ -195,7 +196,7 @@ class FusedSaLSa(Optimizer):
         searching = self._search_allowed and search.due
         arguments.check_call(closure, loss, searching)
         replay = self._replay(closure, loss)
-        parameters = self._parameters() if closure is not None else []
+        parameters = parameters_of(self.param_groups) if closure is not None else []
         calls = Evaluations(closure, parameters, replay, self._trials_need_graph)
         self._stepping = True
         try:
@@ -329,6 +330,7 @@ class FusedSaLSa(Optimizer):
                     f"a parameter group names {name}={group[name]!r}, but the search is one for "
                     f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
                 )
+            group[name] = value  # a plain number, where an equal one of NumPy's was given
         arguments.check_group(group)
         group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
         arguments.check_no_shared_memory(self.param_groups)
@@ -387,11 +389,8 @@ class FusedSaLSa(Optimizer):
         """What turns the closure's value into a loss to be lowered."""
         return -1.0 if self.param_groups[0]["maximize"] else 1.0
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
     def _devices(self) -> set[torch.device]:
-        return {parameter.device for parameter in self._parameters()}
+        return {parameter.device for parameter in parameters_of(self.param_groups)}
 
     def _replay(self, closure: Closure | None, loss: Tensor | None) -> Replay | None:
         """Random streams and buffers before this step's first evaluation."""

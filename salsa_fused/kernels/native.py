@@ -1,8 +1,7 @@
 """Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region each.
 
 For dense fp32, bf16 and fp16 weights on the CPU, with moments in fp32.  The compiled module knows
-nothing of torch: it is handed
-addresses and sizes.
+nothing of torch: it is handed addresses and sizes.
 """
 
 from __future__ import annotations

@@ -102,16 +102,15 @@ class Table:
 
     def _take_up(self, groups: Groups, state: State) -> bool:
         """Read gradients, moments and counts; false where the table fits no longer."""
-        parameters = [parameter for group in groups for parameter in group["params"]]
         return (
             [len(group["params"]) for group in groups] == self._group_sizes
-            and all(map(is_, parameters, self._parameters))
+            and all(map(is_, parameters_of(groups), self._parameters))
             and all(launch.take_up(state) for launch in self.launches)
         )
 
     def _build(self, groups: Groups) -> None:
         """Rows, chunks and launches anew; zero-size tensors never enter."""
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._parameters = parameters_of(groups)
         self._group_sizes = [len(group["params"]) for group in groups]
         self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
         launches: dict[tuple[Any, ...], Launch] = {}
@@ -144,6 +143,11 @@ class Table:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 step = step_size * (relative if trial else factors[index])
                 launch.classes.append(_adam_class(groups[index], t, step, relative, trial))
+
+
+def parameters_of(groups: Groups) -> list[Tensor]:
+    """All parameters, in the order of their groups."""
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _weights_moved() -> None:
