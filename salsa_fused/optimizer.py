@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.autograd import profiler
+from torch.optim.optimizer import (
+    Optimizer,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from . import arguments, loading
 from .evaluation import Closure, Evaluations
@@ -362,6 +368,27 @@ class FusedSaLSa(Optimizer):
         self._outer_replay = None
         self._stepping = self._trials_need_graph = False
         self._table = self.table_class(forced_backend(self._backend))
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch wraps around ``step``, left out where there is neither hook nor profiler.
+
+        It costs a plain step of a small model a tenth of its time.
+        """
+        hooked = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: FusedSaLSa, *args: Any, **kwargs: Any) -> Any:
+            watched = (
+                profiler._is_profiler_enabled
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+            )
+            return (hooked if watched else func)(self, *args, **kwargs)
+
+        return step
 
     # -- inside a step ------------------------------------------------------------------------
 

@@ -12,6 +12,10 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from salsa_fused import FusedSaLSa, settings
 
@@ -224,6 +228,24 @@ def test_pre_and_post_hooks_see_and_change_the_arguments():
     handle.remove()
     optimizer.step(closure)
     assert data == 8
+
+
+def test_global_hooks_and_profilers_see_the_step():
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = FusedSaLSa([weight], search_period=None)
+    seen = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: seen.append("pre")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("post")),
+    ]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    assert seen == ["pre", "post"]
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert "Optimizer.step#FusedSaLSa.step" in [event.name for event in profile.events()]
+    assert seen == ["pre", "post"]
 
 
 def test_mixed_dtypes_and_shapes():

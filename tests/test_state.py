@@ -254,6 +254,39 @@ def test_zero_size_parameters_have_a_state():
     assert entry["step"] == 2 and entry["exp_avg"].shape == entry["exp_avg_sq"].shape == (0, 4)
 
 
+def test_moments_that_are_exchanged_between_steps():
+    """By hand in the state, in an entry or with the entry: the next step reads what is there."""
+    for exchange in (
+        lambda state, w: state[w].update(exp_avg=torch.ones(3)),
+        lambda state, w: state.__setitem__(w, {**state[w], "exp_avg": torch.ones(3)}),
+    ):
+        weights = [torch.zeros(3, requires_grad=True) for _ in range(2)]
+        optimizer = FusedSaLSa(weights, search_period=None, init_step_size=1e-3)
+        for weight in weights:
+            weight.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.step()
+        exchange(optimizer.state, weights[1])
+        optimizer.step()
+        assert optimizer.state[weights[1]]["exp_avg"].tolist() == pytest.approx([1.0] * 3)
+        assert optimizer.state[weights[0]]["exp_avg"].tolist() == pytest.approx([0.271] * 3)
+
+
+def test_entries_lost_after_a_refused_gradient():
+    """A step that raises remembers nothing of the state it saw."""
+    weight = torch.zeros(3, requires_grad=True)
+    optimizer = FusedSaLSa([weight], search_period=None)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    weight.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    optimizer.state.clear()
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 1
+
+
 def test_a_failed_first_step_leaves_no_moments():
     net, optimizer = build()
     with pytest.raises(ZeroDivisionError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts 
 # where the int64 fields of `Row` and `Chunk` in csrc/adam.h stand
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
 CHUNK_FIELDS = 3
+
+FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of the state
+NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -101,8 +104,11 @@ class Launch:
 
     # -- in every step ------------------------------------------------------------------------
 
-    def take_up(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Take up gradients, moments and counts; false where the rows fit no longer."""
+    def take_up(self, state: Mapping[Tensor, dict[str, Any]], *, same_entries: bool) -> bool:
+        """Take up gradients, moments and counts; false where the rows fit no longer.
+
+        ``same_entries``: the state's entries are the objects that they were at the step before.
+        """
         weights = self.weights
         if (
             [weight.data_ptr() for weight in weights] != self.addresses
@@ -112,8 +118,8 @@ class Launch:
             or not self._take_gradients()
         ):
             return False
-        self.entries = [state.get(weight) for weight in weights]
-        self.steps = [entry["step"] if entry else 0 for entry in self.entries]
+        if not same_entries or len(self.entries) != len(weights):
+            self.entries = [state.get(weight) for weight in weights]
         self._take_moments()
         self._classify()
         return True
@@ -154,10 +160,12 @@ class Launch:
         return True
 
     def _take_moments(self) -> None:
-        exp_avgs = [entry["exp_avg"] if entry else None for entry in self.entries]
-        exp_avg_sqs = [entry["exp_avg_sq"] if entry else None for entry in self.entries]
+        complete = all(self.entries)
+        entries = [entry or NO_ENTRY for entry in self.entries]
+        steps, exp_avgs, exp_avg_sqs = zip(*map(FIELDS_OF_ENTRY, entries))
+        self.steps = list(steps)
         if (
-            all(self.entries)
+            complete
             and all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
             # the same tensors may have moved: share_memory_() and `.data =` do that
