@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from . import __version__
-from .kernels import native
+from .kernels import native, triton_backend
 from .kernels.choice import ENVIRONMENT_VARIABLE, choose_backend, forced_backend
 
 
@@ -21,29 +19,29 @@ def report() -> list[tuple[str, str]]:
         ("salsa_fused", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
-        ("triton", _triton()),
         ("gpu", _gpu()),
-        ("reference", "available: plain torch, any device and floating dtype, slow"),
+        ("triton", _triton()),
         ("native", _native()),
+        ("reference", "available: plain torch, any device and floating dtype, slow"),
         (f"${ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE) or "not set"),
-        ("fp32 on cpu", _serving()),
+        *[(f"fp32 on {device}", _serving(device)) for device in _devices()],
     ]
-
-
-def _triton() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "not installed (not used yet: there are no GPU kernels in this version)"
-    try:
-        return f"{version('triton')} (not used yet: there are no GPU kernels in this version)"
-    except PackageNotFoundError:
-        return "installed, version unknown"
 
 
 def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none that torch can use"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{', '.join(names)} (served by the reference backend in this version)"
+    return f"{', '.join(names)}; CUDA {torch.version.cuda}"
+
+
+def _triton() -> str:
+    reason = triton_backend.missing()
+    if reason is None and torch.cuda.is_available():
+        reason = triton_backend.launch_failure(torch.device("cuda"))
+    if reason is not None:
+        return f"missing: {reason}"
+    return f"available for fp32, bf16 and fp16: {triton_backend.description()}"
 
 
 def _native() -> str:
@@ -53,8 +51,12 @@ def _native() -> str:
     return f"available on the CPU for fp32, bf16 and fp16: {native.description()}"
 
 
-def _serving() -> str:
-    weight = torch.zeros(1)
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _serving(device: str) -> str:
+    weight = torch.zeros(1, device=device)
     try:
         forced = forced_backend(None)
         with warnings.catch_warnings():

@@ -11,94 +11,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import (
+    DTYPES,
+    GROUP,
+    assert_same_run,
+    extreme_values,
+    make_state,
+    make_weights,
+    models,
+    run,
+    same_bits,
+    two_groups,
+)
 
-from salsa_fused.kernels import BACKENDS, AdamClass, Table
+from salsa_fused.kernels import BACKENDS, AdamClass, Launch, Table
 from salsa_fused.kernels.launch import ROW_FIELDS
-from salsa_fused.kernels.layout import is_dense, moment_like, overlaps_itself
+from salsa_fused.kernels.layout import is_dense, overlaps_itself
 
 CSRC = Path(__file__).parent.parent / "csrc"
-GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "maximize": False}
-
-
-def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
-    """Weights with gradients over many orders of magnitude, so that rounding shows."""
-    random = torch.Generator().manual_seed(seed)
-
-    def draw(size):
-        return torch.randn(size, dtype=torch.float64, generator=random)
-
-    weights = []
-    for i, size in enumerate(sizes):
-        weight = draw(size).to(dtype)
-        gradient = (draw(size) * torch.exp(3 * draw(size))).clamp(-6e4, 6e4).to(dtype)
-        if i not in missing:
-            weight.grad = gradient
-        weights.append(weight)
-    return weights
-
-
-def make_state(weights, t=7, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    return {
-        weight: {
-            "step": t,
-            "exp_avg": moment_like(weight, torch.randn(weight.shape, generator=random)),
-            "exp_avg_sq": moment_like(weight, torch.rand(weight.shape, generator=random).pow(4)),
-        }
-        for weight in weights
-    }
-
-
-def run(backend, weights, groups=None, state=None, eta=0.37):
-    """first_trial, next_trial, adam_step; a copy of every tensor after each, and the slope."""
-    groups = groups or [{**GROUP, "params": weights}]
-    state = {} if state is None else state
-    table = Table(BACKENDS[backend])
-    seen = []
-
-    def look():
-        entries = [entry for weight in weights if (entry := state.get(weight))]
-        moments = [entry[name] for entry in entries for name in ("exp_avg", "exp_avg_sq")]
-        seen.append([tensor.clone() for tensor in (*weights, *moments)])
-
-    assert table.refresh(groups, state)
-    slope = sum(s.item() for s in table.first_trial(groups, eta))
-    look()
-    table.next_trial(groups, eta * 0.7)
-    look()
-    table.adam_step(groups, eta * 0.49)
-    for weight in weights:
-        state.setdefault(weight, {})
-    table.commit(state)
-    table.release()
-    for weight in [w for w in state if not state[w]]:
-        del state[weight]
-    look()
-    table.refresh(groups, state)
-    table.adam_step(groups, eta)  # a plain step, in place
-    table.commit(state)
-    table.release()
-    look()
-    return seen, slope
-
-
-def same_bits(a, b):
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.view(integer), b.view(integer))
-
-
-def assert_same_run(make, **keywords):
-    """`make` builds (weights, groups, state) anew; both backends must leave the same bits."""
-    (native, native_slope), (reference, slope) = (
-        run(backend, *make(), **keywords) for backend in ("native", "reference")
-    )
-    for step, (ours, theirs) in enumerate(zip(native, reference)):
-        assert len(ours) == len(theirs)
-        for i, (a, b) in enumerate(zip(ours, theirs)):
-            assert same_bits(a, b), f"launch {step}, tensor {i}"
-    assert native_slope == pytest.approx(slope, rel=1e-12)
-
-
 # -- the reference against the formulas -------------------------------------------------------
 
 
@@ -142,9 +72,6 @@ def test_trials_leave_the_moments_alone():
 SIZES = [1, 7, 8, 9, 511, 512, 513, 32768, 32769, 100_003]
 
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_over_sizes_and_states(dtype):
     def make():
@@ -155,15 +82,7 @@ def test_bits_over_sizes_and_states(dtype):
 
 
 def test_bits_with_groups_and_step_counts():
-    def make():
-        weights = make_weights([1000] * 6)
-        groups = [
-            {**GROUP, "lr": 0.3, "weight_decay": 0.01, "params": weights[:3]},
-            {**GROUP, "betas": (0.0, 0.9), "eps": 1e-3, "params": weights[3:]},
-        ]
-        return weights, groups, {**make_state(weights[:2], 3), **make_state(weights[4:], 1000)}
-
-    assert_same_run(make)
+    assert_same_run(two_groups)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -181,63 +100,13 @@ def test_bits_whatever_the_number_of_threads(threads):
 
 
 def test_extreme_values_give_the_same_bits():
-    values = torch.tensor([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e18, 1e30, 3e38, torch.inf])
-    values = torch.cat([values, -values])
-
-    def make():
-        weight = values.repeat(20).clone()
-        weight.grad = values.repeat_interleave(20).clone()
-        return [weight], None, {}
-
-    (native, _), (reference, _) = (run(name, *make()) for name in ("native", "reference"))
-    for ours, theirs in zip(native, reference):
-        for a, b in zip(ours, theirs):
-            assert torch.equal(a.isnan(), b.isnan())
-            assert same_bits(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+    assert_same_run(extreme_values)
 
 
-dimension = st.integers(0, 40)
-shapes = st.lists(dimension, max_size=4).filter(lambda shape: np.prod(shape, dtype=int) < 20_000)
-
-
-@given(
-    shapes=st.lists(shapes, min_size=1, max_size=5),
-    permute=st.randoms(use_true_random=False),
-    with_gradient=st.lists(st.booleans(), min_size=5, max_size=5),
-    grouped=st.booleans(),
-    dtypes=st.lists(st.sampled_from(DTYPES), min_size=5, max_size=5),
-    seed=st.integers(0, 2**31),
-)
+@given(model=models())
 @settings(max_examples=100, deadline=None)
-def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(
-    shapes, permute, with_gradient, grouped, dtypes, seed
-):
-    """Any dense strides: gradients in another memory order than their weights included."""
-    orders = [(permute.sample(range(len(s)), len(s)), permute.random() < 0.5) for s in shapes]
-
-    def make():
-        weights = []
-        for i, (shape, (order, same)) in enumerate(zip(shapes, orders)):
-            random = torch.Generator().manual_seed(seed + i)
-            weight = torch.randn([shape[k] for k in order], generator=random).to(dtypes[i])
-            weight = weight.permute([order.index(k) for k in range(len(shape))])
-            assert list(weight.shape) == shape
-            gradient = torch.randn(shape, generator=random).to(dtypes[i])
-            if with_gradient[i]:
-                weight.grad = torch.empty_like(weight).copy_(gradient) if same else gradient
-            weights.append(weight)
-        if not any(w.grad is not None and w.numel() for w in weights):
-            extra = torch.ones(3)
-            extra.grad = torch.ones(3)
-            weights.append(extra)
-        middle = len(weights) // 2 if grouped else 0
-        groups = [
-            {**GROUP, "lr": 0.2, "params": weights[:middle]},
-            {**GROUP, "weight_decay": 0.3, "params": weights[middle:]},
-        ]
-        return weights, groups, {}
-
-    assert_same_run(make)
+def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model):
+    assert_same_run(model.build)
 
 
 # -- every instruction set --------------------------------------------------------------------
@@ -362,16 +231,58 @@ def test_16_bit_numbers_are_torchs(dtype, torch_dtype, instruction_sets):
 # -- the table --------------------------------------------------------------------------------
 
 
-def test_offsets_beyond_32_bits():
+def launch_of(backend, weights, aligned):
+    launch = Launch(BACKENDS[backend], torch.device("cpu"), weights[0].dtype, weights[0].dtype)
+    for weight in weights:
+        launch.add(weight, 0, "")
+    launch.cut(aligned)
+    return launch
+
+
+def ranges(launch):
+    """(row, start, end, whether in vectors) of every chunk, in elements."""
+    unit = launch.backend.vector_bytes // launch.dtype.itemsize
+    chunks = list(zip(*[iter(launch.raw_chunks)] * 3))
+    n = launch.n_vector_chunks
+    vectors = [(row, start * unit, end * unit, True) for row, start, end in chunks[:n]]
+    return vectors + [(*chunk, False) for chunk in chunks[n:]]
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_offsets_beyond_32_bits(backend):
     """Chunks of a tensor of more than 2^31 elements, without its memory."""
     weight = torch.empty(2**31 + 5, dtype=torch.float32, device="meta")
-    table = Table(BACKENDS["reference"])
-    table._build([{**GROUP, "params": [weight, torch.zeros(3)]}])
-    chunks = [list(launch.raw_chunks) for launch in table.launches]
-    starts, ends = chunks[0][1::3], chunks[0][2::3]
+    launch = launch_of(backend, [weight, torch.zeros(3)], [backend == "triton"] * 2)
+    chunks = ranges(launch)
+    starts, ends = zip(*[(start, end) for row, start, end, _ in chunks if row == 0])
     assert starts[0] == 0 and ends[-1] == 2**31 + 5
     assert starts[1:] == ends[:-1]
-    assert table.launches[0].saved_size >= 2**31 + 5
+    assert launch.saved_size >= 2**31 + 5
+
+
+@given(
+    backend=st.sampled_from(["native", "triton"]),
+    dtype=st.sampled_from(DTYPES),
+    rows=st.lists(st.tuples(st.integers(1, 100_000), st.booleans()), min_size=1, max_size=8),
+)
+@settings(max_examples=200, deadline=None)
+def test_chunks_cover_every_element_once(backend, dtype, rows):
+    sizes, aligned = [size for size, _ in rows], [a for _, a in rows]
+    if not BACKENDS[backend].vector_bytes:
+        aligned = [False] * len(rows)
+    weights = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
+    launch = launch_of(backend, weights, aligned)
+    found = ranges(launch)
+    for row, size in enumerate(sizes):
+        pieces = sorted((start, end) for of, start, end, _ in found if of == row)
+        starts, ends = zip(*pieces)
+        assert starts[0] == 0 and ends[-1] == size and starts[1:] == ends[:-1]
+        in_vectors = sum(end - start for of, start, end, vector in found if of == row and vector)
+        length = launch.backend.vector_bytes // dtype.itemsize
+        assert in_vectors == (size // length * length if aligned[row] else 0)
+    assert all(0 < end - start <= launch.backend.chunk_size for _, start, end, _ in found)
+    vectors = [vector for *_, vector in found]
+    assert vectors == sorted(vectors, reverse=True)
 
 
 def test_a_failing_first_trial_restores_what_was_saved_and_no_more():

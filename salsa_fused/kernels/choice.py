@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from ..warning import warn
-from . import native
+from . import native, triton_backend
 from .interface import Backend
 from .native import NativeBackend
 from .reference import ReferenceBackend
+from .triton_backend import TritonBackend
 
-BACKENDS: dict[str, Backend] = {"native": NativeBackend(), "reference": ReferenceBackend()}
+BACKENDS: dict[str, Backend] = {  # the fastest first
+    "triton": TritonBackend(),
+    "native": NativeBackend(),
+    "reference": ReferenceBackend(),
+}
 
 ENVIRONMENT_VARIABLE = "SALSA_FUSED_BACKEND"
 
@@ -52,19 +57,30 @@ def choose_backend(
                 f"Leave backend=None (and ${ENVIRONMENT_VARIABLE} unset) to choose another."
             )
         return forced
-    if weight.device.type == "cpu" and native.missing() is not None:
-        _warn_of_slow_cpu()
-    return next(b for b in BACKENDS.values() if b.refusal(weight, gradient_dtype) is None)
+    candidates = [*BACKENDS.values()]
+    if weight.device.type == "cpu":
+        candidates.remove(BACKENDS["triton"])  # interpreted it serves there, to be tested
+    chosen = next(b for b in candidates if b.refusal(weight, gradient_dtype) is None)
+    if chosen.name == "reference":
+        _warn_of_slow_kernels(weight)
+    return chosen
 
 
-_warned_of_slow_cpu = False
+_warned_of: set[str] = set()
 
 
-def _warn_of_slow_cpu() -> None:
-    global _warned_of_slow_cpu
-    if not _warned_of_slow_cpu:
-        _warned_of_slow_cpu = True
+def _warn_of_slow_kernels(weight: Tensor) -> None:
+    """Say once for each kind of device that something is missing which could be there."""
+    kind = weight.device.type
+    reason = {"cpu": native.missing, "cuda": lambda: _no_triton(weight)}.get(kind, lambda: None)()
+    if reason is not None and kind not in _warned_of:
+        _warned_of.add(kind)
+        kernels = "compiled" if kind == "cpu" else "Triton"
         warn(
-            f"salsa_fused runs without its compiled kernels, several times slower: "
-            f"{native.missing()}. `python -m salsa_fused` tells more.",
+            f"salsa_fused runs without its {kernels} kernels, several times slower: {reason}. "
+            "`python -m salsa_fused` tells more.",
         )
+
+
+def _no_triton(weight: Tensor) -> str | None:
+    return triton_backend.missing() or triton_backend.launch_failure(weight.device)

@@ -46,6 +46,8 @@ class Backend(Protocol):
     """What a backend implements.  A row with a gradient has moments (zeros at first)."""
 
     name: str
+    chunk_size: int  # elements of a piece of work, at most
+    vector_bytes: int  # what it reads at once where a row's tensors are aligned to it, or 0
 
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
         """Why this backend cannot serve such a weight; None if it can."""
@@ -62,4 +64,8 @@ class Backend(Protocol):
         """``w <- saved + step d``."""
 
     def adam_step(self, launch: Launch) -> None:
-        """``m, v, w <-`` after the step, from ``saved`` or, where that is None, in place."""
+        """``m, v, w <-`` after the step, from ``saved`` or, where that is None, in place.
+
+        Nothing is written where ``launch.skip`` is a tensor that holds true: on a device, which
+        the host does not wait for.
+        """

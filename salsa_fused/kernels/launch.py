@@ -8,7 +8,7 @@ attribute of a tensor takes 50 ns to read.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_, itemgetter
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 from .interface import AdamClass, Backend
 from .layout import is_dense, moment_like, readable_gradient
 
-CHUNK_SIZE = 1 << 15  # elements: enough of them to feed every thread, each worth a function call
 SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
 # where the int64 fields of `Row` and `Chunk` in csrc/adam.h stand
@@ -38,7 +37,9 @@ class Launch:
 
     ``raw_rows`` and ``raw_chunks`` are the same table as addresses and sizes, for backends that
     read it in C++ or on a device: int64, laid out as ``Row`` and ``Chunk`` in ``csrc/adam.h``.
-    A row's gradient address is 0 in a step in which it has none.
+    A row's gradient address is 0 in a step in which it has none.  The first ``n_vector_chunks``
+    chunks are aligned in all tensors and counted in vectors, the rest in elements; for a backend
+    without vectors all are of the second kind.
     """
 
     backend: Backend
@@ -59,6 +60,7 @@ class Launch:
     labels: list[str] = field(default_factory=list)  # what messages call them
     addresses: list[int] = field(default_factory=list)  # of the weights, as the rows were built
     shapes: list[torch.Size] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # elements
     contiguous: list[bool] = field(default_factory=list)
     permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
     single: list[int] = field(default_factory=list)  # the rows of one element
@@ -72,14 +74,21 @@ class Launch:
     classes: list[AdamClass] = field(default_factory=list)
     raw_rows: array[int] = field(default_factory=lambda: array("q"))
     raw_chunks: array[int] = field(default_factory=lambda: array("q"))
+    n_vector_chunks: int = 0
+    rows_version: int = 0  # counts the changes of `raw_rows`
+    chunks_version: int = 0
+    cut_for: int = -1  # the `rows_version` that `raw_chunks` was made for
+    aligned: list[bool] | None = None  # the rows that `raw_chunks` cuts into vectors
+    device_copy: Any = None  # what a backend keeps of this table on its device
     saved_size: int = 0  # elements
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
+    skip: Tensor | None = None  # one bool on the device: true, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
 
     # -- building -----------------------------------------------------------------------------
 
     def add(self, weight: Tensor, group: int, label: str) -> None:
-        """Another row, and its chunks (row, start, end)."""
+        """Another row."""
         row, size, address = len(self.weights), weight.numel(), weight.data_ptr()
         self.weights.append(weight)
         self.groups.append(group)
@@ -96,11 +105,25 @@ class Launch:
             self.permuted.append(row)
         if size == 1:
             self.single.append(row)
+        self.sizes.append(size)
         self.strides.append(weight.stride())
         self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
-        for start in range(0, size, CHUNK_SIZE):
-            self.raw_chunks.extend([row, start, min(start + CHUNK_SIZE, size)])
         self.saved_size += -(-size // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
+
+    def cut(self, aligned: list[bool]) -> None:
+        """Cut the rows into chunks; ``aligned`` says which of them vectors may be read of."""
+        self.aligned = aligned
+        length, most = self.backend.vector_bytes // self.dtype.itemsize, self.backend.chunk_size
+        vectors, elements = array("q"), array("q")
+        for row, size in enumerate(self.sizes):
+            whole = size // length if aligned[row] else 0
+            for start, end in _pieces(0, whole, most // max(length, 1)):
+                vectors.extend((row, start, end))
+            for start, end in _pieces(whole * length, size, most):
+                elements.extend((row, start, end))
+        self.raw_chunks = vectors + elements
+        self.n_vector_chunks = len(vectors) // CHUNK_FIELDS
+        self.chunks_version += 1
 
     # -- in every step ------------------------------------------------------------------------
 
@@ -122,6 +145,11 @@ class Launch:
             self.entries = [state.get(weight) for weight in weights]
         self._take_moments()
         self._classify()
+        if self.cut_for != self.rows_version:
+            self.cut_for = self.rows_version
+            aligned = self._find_aligned()
+            if aligned != self.aligned:
+                self.cut(aligned)
         return True
 
     def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
@@ -206,6 +234,19 @@ class Launch:
 
     def _set_column(self, which: int, numbers: list[int]) -> None:
         self.raw_rows[which::ROW_FIELDS] = array("q", numbers)
+        self.rows_version += 1
+
+    def _find_aligned(self) -> list[bool]:
+        """The rows whose tensors all begin where a vector may begin."""
+        if not (vector := self.backend.vector_bytes):
+            return [False] * len(self.weights)
+        columns = (
+            self.addresses,
+            self.gradient_addresses,
+            self.exp_avg_addresses,
+            self.exp_avg_sq_addresses,
+        )
+        return [(w | g | m | v) % vector == 0 for w, g, m, v in zip(*columns)]
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
@@ -245,11 +286,17 @@ class Launch:
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
-        self.saved = None
+        self.saved = self.skip = None
         self.gradients = [None] * len(self.weights)
         for row in self.new_moments:
             self.exp_avgs[row] = self.exp_avg_sqs[row] = None
         self.new_moments.clear()
+
+
+def _pieces(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        yield start, min(start + most, end)
+        start += most
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -54,6 +54,8 @@ def description() -> str:
 
 class NativeBackend:
     name = "native"
+    chunk_size = 1 << 15  # enough of them to feed every thread, each worth a function call
+    vector_bytes = 0  # the compiler sees to it
 
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
         if _module is None:
@@ -82,6 +84,8 @@ class NativeBackend:
         _run("cpu_next_trial", launch)
 
     def adam_step(self, launch: Launch) -> None:
+        if launch.skip is not None and launch.skip.item():
+            return
         _run("cpu_adam_step", launch)
 
 

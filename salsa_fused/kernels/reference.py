@@ -21,6 +21,8 @@ from .layout import compute_dtype
 
 class ReferenceBackend:
     name = "reference"
+    chunk_size = 1 << 15  # not used: it goes row by row
+    vector_bytes = 0
 
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
         return None if weight.is_floating_point() else f"it has no kernel for {weight.dtype}"
@@ -48,9 +50,9 @@ class ReferenceBackend:
             v = _second_moment(exp_avg_sq, g, c)
             w = (weight if launch.saved is None else launch.saved_view(index)).to(g.dtype)
             d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
-            weight.copy_(w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step)))
-            exp_avg.copy_(m)
-            exp_avg_sq.copy_(v)
+            w = w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step))
+            for old, new in ((weight, w), (exp_avg, m), (exp_avg_sq, v)):
+                old.copy_(new if launch.skip is None else torch.where(launch.skip, old, new))
 
 
 class _Row(NamedTuple):

@@ -70,10 +70,16 @@ class Table:
             launch.backend.next_trial(launch)
         _weights_moved()
 
-    def adam_step(self, groups: Groups, step_size: float) -> None:
-        """Write weights and moments, from the saved weights where a search moved them."""
+    def adam_step(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
+        """Write weights and moments, from the saved weights where a search moved them.
+
+        ``skip``: a bool on a device, for what the host does not know yet; true, and nothing is
+        written.
+        """
         self._set_classes(groups, step_size, trial=False)
         for launch in self.launches:
+            if skip is not None:
+                launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
             launch.backend.adam_step(launch)
             launch.moved = False
         _weights_moved()

@@ -1,0 +1,56 @@
+"""A launch's table in the memory of its device, for kernels that run there.
+
+Nothing here waits, neither host nor device.  What is sent goes through pinned memory of torch's
+caching allocator, which guards every block with an event and hands it out again only when the
+copy is through.  On the device nothing is ever overwritten: a changed table is a new tensor, and
+the one before goes back to the allocator, which reuses it behind the launches that still read it.
+That holds on one stream, so a table that was sent on another stream is sent again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .launch import Launch
+
+WORDS = {"q": torch.int64, "f": torch.float32}
+
+
+@dataclass(slots=True)
+class DeviceCopy:
+    """Rows and chunks on the device, and which versions and stream they are of."""
+
+    rows: Tensor | None = None
+    chunks: Tensor | None = None
+    rows_of: tuple[int, Any] | None = field(default=None)
+    chunks_of: tuple[int, Any] | None = field(default=None)
+
+
+def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, chunks, classes) of a launch: int64, int64 and fp32, on its device.
+
+    ``stream``: the current one there; what is returned is for launches on it.
+    """
+    copy = launch.device_copy = launch.device_copy or DeviceCopy()
+    if copy.rows is None or copy.rows_of != (launch.rows_version, stream):
+        copy.rows = send(launch.raw_rows, launch.device)
+        copy.rows_of = (launch.rows_version, stream)
+    if copy.chunks is None or copy.chunks_of != (launch.chunks_version, stream):
+        copy.chunks = send(launch.raw_chunks, launch.device)
+        copy.chunks_of = (launch.chunks_version, stream)
+    # array("f") rounds each float64 scalar once
+    classes = array("f", [scalar for c in launch.classes for scalar in c])
+    return copy.rows, copy.chunks, send(classes, launch.device)
+
+
+def send(numbers: array[Any], device: torch.device) -> Tensor:
+    """A copy of these numbers on the device, in the order of its current stream."""
+    host = torch.frombuffer(numbers, dtype=WORDS[numbers.typecode])
+    if device.type == "cpu":
+        return host.clone()
+    return host.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,140 @@
+"""Backend ``triton``: the three kernels on a GPU, each one launch for the whole model.
+
+Triton is imported on the first use, and compiles each kernel once for every pair of dtypes.  Under
+``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly and without a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from contextlib import nullcontext
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .device_copy import table_on_device
+from .launch import CHUNK_FIELDS, Launch
+from .layout import is_dense
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+THREADS = 256  # of a program; each holds one vector of an aligned chunk at a time
+
+
+class TritonBackend:
+    name = "triton"
+    chunk_size = 1 << 14
+    vector_bytes = 16  # the widest access of a GPU
+
+    def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
+        if (reason := missing()) is not None:
+            return reason
+        if weight.device.type != ("cpu" if interpreted() else "cuda"):
+            hint = " (only under TRITON_INTERPRET=1)" if weight.device.type == "cpu" else ""
+            return f"it has no kernel for device {weight.device.type!r}{hint}"
+        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
+            served = ", ".join(map(str, DTYPES))
+            return (
+                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
+                f"only for equal dtypes among {served}"
+            )
+        if not is_dense(weight):
+            return "it has no kernel for weights with gaps in memory"
+        return launch_failure(weight.device)
+
+    def first_trial(self, launch: Launch) -> Tensor:
+        chunks = len(launch.raw_chunks) // CHUNK_FIELDS
+        partials = torch.empty(chunks, dtype=torch.float64, device=launch.device)
+        _run("first_trial", launch, launch.saved, partials)
+        launch.moved = True
+        return partials.sum()  # no atomics in it: the same order in every run
+
+    def next_trial(self, launch: Launch) -> None:
+        _run("next_trial", launch, launch.saved)
+
+    def adam_step(self, launch: Launch) -> None:
+        _run("adam_step", launch, launch.saved, launch.skip)
+
+
+def _run(kernel: str, launch: Launch, *tensors: Tensor | None) -> None:
+    on_gpu = launch.device.type == "cuda"
+    with torch.cuda.device(launch.device) if on_gpu else nullcontext():
+        stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
+        table = table_on_device(launch, stream)
+        start(
+            getattr(_kernels(), kernel),
+            len(launch.raw_chunks) // CHUNK_FIELDS,
+            (*table, *tensors, launch.n_vector_chunks),
+            launch.dtype,
+        )
+    # autograd does not see writes through addresses
+    torch.autograd.graph.increment_version(launch.stepped)
+
+
+def start(kernel: Any, programs: int, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+    """Launch a kernel of :mod:`.triton_kernels` on the current device and stream."""
+    kernel[(programs,)](
+        *arguments,
+        DTYPE=_kernels().DTYPES[dtype],
+        VECTOR=TritonBackend.vector_bytes // dtype.itemsize,
+        THREADS=THREADS,
+        num_warps=THREADS // 32,
+        enable_fp_fusion=False,  # fma would give other bits than every other backend
+    )
+
+
+@cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("salsa_fused.kernels.triton_kernels")
+
+
+# -- where it can run -------------------------------------------------------------------------
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@cache
+def missing() -> str | None:
+    """Why there is no Triton here; None if there is."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if interpreted() or torch.cuda.is_available():
+        return None
+    return "there is no CUDA device"
+
+
+@cache
+def launch_failure(device: torch.device) -> str | None:
+    """Why Triton cannot launch on this device, found by launching once; None if it can.
+
+    It compiles its launcher at run time: without a C compiler nothing launches.
+    """
+    try:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                _kernels().probe[(1,)](torch.empty(1, dtype=torch.int32, device=device))
+        else:
+            _kernels()
+    except torch.OutOfMemoryError:
+        raise  # that says nothing of Triton
+    except Exception as error:  # whatever the compilers, the driver or Triton raise
+        return f"Triton cannot launch a kernel here: {type(error).__name__}: {error}"
+    return None
+
+
+def description() -> str:
+    """Version and way of running, in words."""
+    if (reason := missing()) is not None:
+        raise RuntimeError(f"backend 'triton' is not available: {reason}")
+    version = importlib.import_module("triton").__version__
+    if interpreted():
+        return f"Triton {version}, interpreted on the CPU (TRITON_INTERPRET=1)"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"Triton {version}, {', '.join(dict.fromkeys(names))}"

@@ -1,0 +1,131 @@
+"""The Triton kernels on CPU tensors, bit for bit beside the C++ ones.
+
+Not collected with the rest: Triton decides when it is imported whether it interprets, so
+`test_triton.py` runs this file in a process of its own, under TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from kernel_cases import (
+    DTYPES,
+    assert_same_run,
+    extreme_values,
+    make_state,
+    make_weights,
+    models,
+    run,
+    same_bits,
+    two_groups,
+)
+from models import make_closure, make_net
+
+from salsa_fused import FusedSaLSa
+from salsa_fused.kernels import BACKENDS, Table
+from salsa_fused.kernels.triton_backend import TritonBackend, interpreted
+
+BOTH = ("triton", "native")
+CHUNK = TritonBackend.chunk_size
+SIZES = [1, 7, 8, 9, 511, 512, 513, 2047, 4096, 5003, 2 * CHUNK + 9]
+
+
+def test_this_process_interprets():
+    assert interpreted()
+    assert BACKENDS["triton"].refusal(torch.zeros(1), torch.float32) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_over_sizes_and_states(dtype):
+    def make():
+        weights = make_weights(SIZES, dtype, missing={3})
+        return weights, None, make_state(weights[:5])
+
+    assert_same_run(make, BOTH)
+
+
+@pytest.mark.parametrize("make", [two_groups, extreme_values])
+def test_bits_of_special_models(make):
+    assert_same_run(make, BOTH)
+
+
+@given(model=models())
+@settings(max_examples=60, deadline=None)
+def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model):
+    assert_same_run(model.build, BOTH)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["weight", "gradient", "exp_avg", "exp_avg_sq"])
+def test_one_unaligned_tensor_of_a_row(dtype, which):
+    """One of the four is enough to forbid vectors, and only in its row."""
+
+    def shifted(tensor):
+        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        return room[1:].view(tensor.shape).copy_(tensor)
+
+    def make():
+        weights = make_weights([3000, 3000], dtype)
+        state = make_state(weights)
+        if which == "weight":
+            weights[0].data = shifted(weights[0])
+        elif which == "gradient":
+            weights[0].grad = shifted(weights[0].grad)
+        else:
+            state[weights[0]][which] = shifted(state[weights[0]][which])
+        return weights, None, state
+
+    assert_same_run(make, BOTH)
+    weights, _, state = make()
+    table = Table(BACKENDS["triton"])
+    table.refresh([{**two_groups()[1][0], "params": weights}], state)
+    (launch,) = table.launches
+    assert launch.aligned == [False, True]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"])
+def test_the_skip_flag(backend, skipped):
+    weights = make_weights([1000, 9])
+    state = make_state(weights)
+    groups = [{**two_groups()[1][0], "params": weights}]
+    everything = [
+        *weights,
+        *(state[w][name] for w in weights for name in ("exp_avg", "exp_avg_sq")),
+    ]
+    before = [tensor.clone() for tensor in everything]
+    table = Table(BACKENDS[backend])
+    table.refresh(groups, state)
+    table.adam_step(groups, 0.1, skip=torch.tensor(skipped))
+    table.release()
+    assert [same_bits(a, b) for a, b in zip(before, everything)] == [skipped] * len(before)
+    table.refresh(groups, state)
+    table.adam_step(groups, 0.1)  # the flag is not remembered
+    assert not any(same_bits(a, b) for a, b in zip(before, everything))
+
+
+def test_the_slope_repeats_bit_for_bit():
+    slopes = {run("triton", make_weights([5003, CHUNK + 1, 77]))[1] for _ in range(3)}
+    assert len(slopes) == 1
+
+
+@pytest.mark.parametrize("keywords", [{}, {"search_period": 1, "weight_decay": 0.1}])
+def test_a_run_takes_the_same_steps(keywords):
+    """50 steps on real losses: every step size, every weight, every moment."""
+    runs = []
+    for backend in BOTH:
+        net = make_net(0, norm=False)
+        optimizer = FusedSaLSa(net.parameters(), backend=backend, check_replay=False, **keywords)
+        found = []
+        for step in range(50):
+            torch.manual_seed(step)
+            optimizer.step(make_closure(net, step))
+            found.append((optimizer.step_size, *[p.detach().clone() for p in net.parameters()]))
+        assert {launch.backend.name for launch in optimizer._table.launches} == {backend}
+        assert optimizer.param_groups[0]["searches"] > 10
+        found.append((0.0, *[entry["exp_avg_sq"] for entry in optimizer.state.values()]))
+        runs.append(found)
+    for step, (ours, theirs) in enumerate(zip(*runs)):
+        assert ours[0] == theirs[0], f"step size of step {step}"
+        assert all(map(same_bits, ours[1:], theirs[1:])), f"tensors after step {step}"
