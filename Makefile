@@ -1,6 +1,7 @@
 # make demo    trains real models with FusedSaLSa beside Adam: progress, a table and a plot
 # make test    passes the tests, lint and types
-# Both build their own environment in .venv and leave the system alone.
+# make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
+# The first two build their own environment in .venv and leave the system alone.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-gpu lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -20,6 +21,12 @@ test: $(VENV)/.installed lint
 	$(BIN)/python -m salsa_fused
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m bench readme --check
+
+# No network and no installing: the kernels are built in place.
+test-gpu:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m salsa_fused
+	$(PYTHON) -m pytest -q
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

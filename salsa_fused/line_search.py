@@ -155,6 +155,11 @@ class LineSearch:
 
     # -- a search -----------------------------------------------------------------------------
 
+    def hear_of_skipped(self, count: int) -> None:
+        """Steps that a device skipped since the last search, unknown to the host until now."""
+        self.state = replace(self.state, skipped_steps=self.state.skipped_steps + count)
+        self._after = self.state
+
     def first_trial(self) -> float:
         """Begin a search: the step size to try first, known before the slope is."""
         self.step_size = self.first_step_size()

@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from . import arguments, loading
+from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
 from .kernels import Table
 from .kernels.choice import forced_backend
@@ -166,6 +167,7 @@ class FusedSaLSa(Optimizer):
         self._outer_replay: Replay | None = None  # of first_evaluation()
         self._stepping = False
         self._trials_need_graph = False
+        self._device_skips = DeviceSkips()
         super().__init__(params, defaults)
         arguments.warn_of_learning_rate(self.param_groups)
 
@@ -212,17 +214,20 @@ class FusedSaLSa(Optimizer):
             f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
             if not self._table.refresh(self.param_groups, self.state):
                 return f0  # nothing has a gradient: nothing to do
+            skip = None
             if searching:
                 assert f0 is not None
                 self._search(search, calls, f0)
-            elif f0 is not None and not torch.isfinite(f0).item():
-                search.start_from(self._sign * f0.item(), math.nan, 0.0)
+            elif f0 is not None:
+                skip = self._unless_finite(search, f0)
             if search.skipped:
                 self._table.restore()
                 calls.undo()
             else:
-                self._table.adam_step(self.param_groups, search.step_size)
+                self._table.adam_step(self.param_groups, search.step_size, skip)
                 self._table.commit(self.state)
+                if skip is not None:
+                    self._device_skips.count(skip)
         except BaseException:
             self._table.restore()
             calls.abandon()
@@ -232,6 +237,8 @@ class FusedSaLSa(Optimizer):
             self._stepping = False
         self._trials_need_graph = calls.needs_graph
         self._remember(search)
+        if searching:
+            self._device_skips.heard()
         if search.gave_up and not self._warned_of_closure:
             self._warned_of_closure = True
             calls.warn_that_nothing_lowers_the_loss(search.smallest_tried)
@@ -243,8 +250,9 @@ class FusedSaLSa(Optimizer):
         if self.check_replay and not self._replay_checked:
             self._replay_checked = calls.check_replay(f0, self.module)
         slopes = self._table.first_trial(self.param_groups, search.first_trial())
-        loss, slope = _to_host(f0, slopes)
+        loss, slope, skipped = _to_host(f0, slopes, self._device_skips.unheard)
         sign = self._sign
+        search.hear_of_skipped(skipped)
         search.start_from(sign * loss, slope, torch.finfo(f0.dtype).eps)
         while search.trying:
             search.report(sign * calls.trial())
@@ -277,7 +285,10 @@ class FusedSaLSa(Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps not taken because the loss, the slope or every trial's loss was not finite."""
+        """Steps not taken because the loss, the slope or every trial's loss was not finite.
+
+        Those that a GPU skipped between two searches are counted at the second of them.
+        """
         return self.param_groups[0]["skipped_steps"]
 
     def metrics(self) -> dict[str, float | int | str]:
@@ -359,13 +370,20 @@ class FusedSaLSa(Optimizer):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as ``torch.optim.Optimizer`` has it: plain numbers and tensors."""
+        self._hear_of_skips()
+        return super().state_dict()
+
     def __getstate__(self) -> dict[str, Any]:
+        self._hear_of_skips()
         own = {name: self.__dict__[name] for name in OWN_ATTRIBUTES}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._outer_replay = None
+        self._device_skips = DeviceSkips()
         self._stepping = self._trials_need_graph = False
         self._table = self.table_class(forced_backend(self._backend))
 
@@ -391,6 +409,22 @@ class FusedSaLSa(Optimizer):
         return step
 
     # -- inside a step ------------------------------------------------------------------------
+
+    def _unless_finite(self, search: LineSearch, f0: Tensor) -> Tensor | None:
+        """Skip a plain step whose loss is not finite.
+
+        On a device the host would have to wait for the loss: it returns a flag for the kernels.
+        """
+        if f0.device.type != "cpu":
+            return self._device_skips.flag(f0)
+        if not math.isfinite(loss := f0.item()):
+            search.start_from(self._sign * loss, math.nan, 0.0)
+        return None
+
+    def _hear_of_skips(self) -> None:
+        count = self._device_skips.wait()
+        for group in self.param_groups:
+            group["skipped_steps"] += count
 
     def _line_search(self) -> LineSearch:
         group = self.param_groups[0]
@@ -429,9 +463,14 @@ class FusedSaLSa(Optimizer):
         return outer or Replay(self._devices(), self.module, knows_first=False)
 
 
-def _to_host(f0: Tensor, slopes: list[Tensor]) -> tuple[float, float]:
-    """Loss and slope as numbers: one copy, and so one wait, where all is on one device."""
-    if all(slope.device == f0.device for slope in slopes):
-        loss, *parts = torch.stack([f0.reshape(()).to(slopes[0].dtype), *slopes]).tolist()
-        return loss, math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
-    return f0.item(), sum(slope.item() for slope in slopes)
+def _to_host(f0: Tensor, slopes: list[Tensor], skipped: Tensor | None) -> tuple[float, float, int]:
+    """Loss, slope and count as numbers: one copy, and so one wait, where all is on one device."""
+    tensors = [f0.reshape(()), *slopes, *([] if skipped is None else [skipped])]
+    if len({tensor.device for tensor in tensors}) == 1:
+        widest = slopes[0].dtype
+        numbers = torch.stack([tensor.to(widest) for tensor in tensors]).tolist()
+    else:
+        numbers = [tensor.item() for tensor in tensors]
+    count = 0 if skipped is None else int(numbers.pop())
+    loss, *parts = numbers
+    return loss, math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan, count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,14 +19,12 @@ ROOT = Path(__file__).parent.parent
 def build_wheel(folder: Path, path: str) -> tuple[Path, str]:
     """The wheel that pip builds with these programs on PATH, and what the build printed."""
     source = folder / "source"  # a copy: the build leaves files behind
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    for name in files:
-        if name.startswith(("csrc/", "salsa_fused/")) or "/" not in name:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    built = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
+    for name in ("csrc", "salsa_fused"):
+        shutil.copytree(ROOT / name, source / name, ignore=built)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", str(folder), "."]
     if all(map(importlib.util.find_spec, ("pybind11", "setuptools", "ninja"))):
         command.insert(-1, "--no-build-isolation")

@@ -48,7 +48,10 @@ def weight(*shape, **keywords):
         ({"search_period": True}, "search_period must be"),
         ({"max_trials": 0}, "max_trials must be an integer >= 1, got 0"),
         ({"max_trials": 2.0}, "max_trials must be an integer"),
-        ({"backend": "cuda"}, "backend is 'cuda'; the backends are 'triton', 'native', 'reference'"),
+        (
+            {"backend": "cuda"},
+            "backend is 'cuda'; the backends are 'triton', 'native', 'reference'",
+        ),
     ],
 )
 def test_arguments(keywords, message):

@@ -6,6 +6,8 @@ Not collected with the rest: Triton decides when it is imported whether it inter
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,9 +86,11 @@ def test_one_unaligned_tensor_of_a_row(dtype, which):
     assert launch.aligned == [False, True]
 
 
-@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize(
+    ("flag", "skipped"), [(0.0, False), (-0.0, False), (1.0, True), (math.nan, True)]
+)
 @pytest.mark.parametrize("backend", ["triton", "native", "reference"])
-def test_the_skip_flag(backend, skipped):
+def test_the_skip_flag(backend, flag, skipped):
     weights = make_weights([1000, 9])
     state = make_state(weights)
     groups = [{**two_groups()[1][0], "params": weights}]
@@ -97,7 +101,7 @@ def test_the_skip_flag(backend, skipped):
     before = [tensor.clone() for tensor in everything]
     table = Table(BACKENDS[backend])
     table.refresh(groups, state)
-    table.adam_step(groups, 0.1, skip=torch.tensor(skipped))
+    table.adam_step(groups, 0.1, skip=torch.tensor(flag))
     table.release()
     assert [same_bits(a, b) for a, b in zip(before, everything)] == [skipped] * len(before)
     table.refresh(groups, state)

@@ -66,6 +66,6 @@ class Backend(Protocol):
     def adam_step(self, launch: Launch) -> None:
         """``m, v, w <-`` after the step, from ``saved`` or, where that is None, in place.
 
-        Nothing is written where ``launch.skip`` is a tensor that holds true: on a device, which
-        the host does not wait for.
+        Nothing is written where ``launch.skip`` is a tensor that does not hold 0 (what is not a
+        number included): it is on a device, which the host does not wait for.
         """

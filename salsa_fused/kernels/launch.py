@@ -10,7 +10,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_, itemgetter
+from functools import reduce
+from operator import is_, itemgetter, or_
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ CHUNK_FIELDS = 3
 
 FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of the state
 NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
+
+data_ptr, is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -68,6 +71,7 @@ class Launch:
     exp_avg_addresses: list[int] = field(default_factory=list)
     exp_avg_sq_addresses: list[int] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
+    settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
     class_keys: list[tuple[int, int]] = field(default_factory=list)  # (group, t after this step)
@@ -82,7 +86,7 @@ class Launch:
     device_copy: Any = None  # what a backend keeps of this table on its device
     saved_size: int = 0  # elements
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
-    skip: Tensor | None = None  # one bool on the device: true, and the step is not taken
+    skip: Tensor | None = None  # one fp32 on the device: not 0, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
 
     # -- building -----------------------------------------------------------------------------
@@ -134,10 +138,10 @@ class Launch:
         """
         weights = self.weights
         if (
-            [weight.data_ptr() for weight in weights] != self.addresses
+            list(map(data_ptr, weights)) != self.addresses
             or [weight.shape for weight in weights] != self.shapes
             or not _all_are(self.dtype, [weight.dtype for weight in weights])
-            or not self._laid_out(weights)
+            or not self._laid_out(weights, weights)
             or not self._take_gradients()
         ):
             return False
@@ -152,54 +156,67 @@ class Launch:
                 self.cut(aligned)
         return True
 
-    def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether these lie in memory as the weights did when the rows were built."""
-        # strides of the rest are not compared: a tuple each would keep the garbage collector busy
-        for row in self.permuted:
-            if (tensor := tensors[row]) is not None and tensor.stride() != self.strides[row]:
-                return False
-        found = [tensor is None or tensor.is_contiguous() for tensor in tensors]
-        return found == self.contiguous or all(
-            tensor is None or expected == contiguous
-            for tensor, expected, contiguous in zip(tensors, self.contiguous, found)
+    def _laid_out(self, tensors: Sequence[Tensor | None], present: Sequence[Tensor]) -> bool:
+        """Whether these lie in memory as the weights did when the rows were built.
+
+        ``present`` are those that are not None.
+        """
+        if not self.permuted:  # strides are not compared: a tuple each is slow
+            return all(map(is_contiguous, present))
+        return all(
+            tensor is None or (tensor.is_contiguous() if contiguous else tensor.stride() == stride)
+            for tensor, contiguous, stride in zip(tensors, self.contiguous, self.strides)
         )
 
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
-        present = [gradient for gradient in gradients if gradient is not None]
-        if not (
-            _all_are(torch.strided, [gradient.layout for gradient in present])
-            and _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
-            and self._laid_out(gradients)
-            # behind conj() torch hands out negated views; those of one element look contiguous
-            and not any((g := gradients[row]) is not None and g.is_neg() for row in self.single)
-        ):
+        addresses = self._addresses_as_they_lie(gradients)
+        if addresses is None:
             gradients = [
                 gradient if gradient is None else readable_gradient(gradient, weight, label)
                 for gradient, weight, label in zip(gradients, self.weights, self.labels)
             ]
             if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
                 return False
+            addresses = _addresses(gradients)
         self.gradients = gradients
-        addresses = _addresses(gradients)
         if addresses != self.gradient_addresses:
             self.gradient_addresses = addresses
             self._set_column(GRADIENT, addresses)
         return True
 
+    def _addresses_as_they_lie(self, gradients: list[Tensor | None]) -> list[int] | None:
+        """Of these gradients; None where one cannot be read as it lies in memory."""
+        present = [gradient for gradient in gradients if gradient is not None]
+        try:
+            if (
+                _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
+                and self._laid_out(gradients, present)
+                # behind conj() torch hands out negated views; those of one element look contiguous
+                and not any((g := gradients[row]) is not None and g.is_neg() for row in self.single)
+            ):
+                complete = len(present) == len(gradients)
+                return list(map(data_ptr, present)) if complete else _addresses(gradients)
+        except RuntimeError:  # sparse: it has no address
+            pass
+        return None
+
     def _take_moments(self) -> None:
         complete = all(self.entries)
-        entries = [entry or NO_ENTRY for entry in self.entries]
+        entries: list[Any] = self.entries
+        if not complete:
+            entries = [entry or NO_ENTRY for entry in entries]
         steps, exp_avgs, exp_avg_sqs = zip(*map(FIELDS_OF_ENTRY, entries))
         self.steps = list(steps)
-        if (
+        self.settled = (
             complete
             and all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
             # the same tensors may have moved: share_memory_() and `.data =` do that
-            and _addresses(exp_avgs) == self.exp_avg_addresses
-            and _addresses(exp_avg_sqs) == self.exp_avg_sq_addresses
-        ):
+            and list(map(data_ptr, exp_avgs)) == self.exp_avg_addresses
+            and list(map(data_ptr, exp_avg_sqs)) == self.exp_avg_sq_addresses
+        )
+        if self.settled:
             return
         for row, gradient in enumerate(self.gradients):
             if gradient is None:
@@ -222,12 +239,12 @@ class Launch:
         """Rows of one group and one count share a class; mostly all rows of a group do."""
         if _all_are(self.groups[0], self.groups) and _all_are(self.steps[0], self.steps):
             self.class_keys = [(self.groups[0], self.steps[0] + 1)]
-            keys = self.class_keys * len(self.groups)
+            klass = [0] * len(self.groups)
         else:
             keys = [(group, t + 1) for group, t in zip(self.groups, self.steps)]
             self.class_keys = list(dict.fromkeys(keys))
-        index = {key: position for position, key in enumerate(self.class_keys)}
-        klass = [index[key] for key in keys]
+            index = {key: position for position, key in enumerate(self.class_keys)}
+            klass = [index[key] for key in keys]
         if klass != self.klass:
             self.klass = klass
             self._set_column(CLASS, klass)
@@ -240,6 +257,9 @@ class Launch:
         """The rows whose tensors all begin where a vector may begin."""
         if not (vector := self.backend.vector_bytes):
             return [False] * len(self.weights)
+        only_gradients_moved = self.settled and self.aligned is not None and all(self.aligned)
+        if only_gradients_moved and reduce(or_, self.gradient_addresses) % vector == 0:
+            return [True] * len(self.weights)
         columns = (
             self.addresses,
             self.gradient_addresses,
@@ -250,6 +270,10 @@ class Launch:
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
+        if self.settled and 0 not in self.gradient_addresses:
+            for settled, t in zip(self.entries, self.steps):
+                settled["step"] = t + 1  # type: ignore[index]
+            return
         self.new_moments.clear()
         for row, (gradient, entry, t) in enumerate(zip(self.gradients, self.entries, self.steps)):
             if gradient is None:

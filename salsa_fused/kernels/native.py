@@ -84,7 +84,7 @@ class NativeBackend:
         _run("cpu_next_trial", launch)
 
     def adam_step(self, launch: Launch) -> None:
-        if launch.skip is not None and launch.skip.item():
+        if launch.skip is not None and launch.skip.item() != 0.0:
             return
         _run("cpu_adam_step", launch)
 

@@ -52,7 +52,7 @@ class ReferenceBackend:
             d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
             w = w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step))
             for old, new in ((weight, w), (exp_avg, m), (exp_avg_sq, v)):
-                old.copy_(new if launch.skip is None else torch.where(launch.skip, old, new))
+                old.copy_(new if launch.skip is None else torch.where(launch.skip != 0, old, new))
 
 
 class _Row(NamedTuple):

@@ -73,8 +73,8 @@ class Table:
     def adam_step(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
         """Write weights and moments, from the saved weights where a search moved them.
 
-        ``skip``: a bool on a device, for what the host does not know yet; true, and nothing is
-        written.
+        ``skip``: one fp32 number on a device, for what the host does not know yet; not 0, and
+        nothing is written.
         """
         self._set_classes(groups, step_size, trial=False)
         for launch in self.launches:

@@ -216,7 +216,7 @@ def adam_step_chunk(
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
     if skip is not None:
-        size = tl.where(tl.load(skip) != 0, 0, size)
+        size = tl.where(tl.load(skip) != 0.0, 0, size)  # so is what is not a number
     (
         beta1, one_minus_beta1, beta2, one_minus_beta2, inv_bias1, inv_root_bias2, eps,
         weight_decay, step, _,

@@ -1,0 +1,105 @@
+"""The Triton backend: its kernels in processes of their own, and when it is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from salsa_fused.kernels import choice, triton_backend
+
+HERE = Path(__file__).parent
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+def in_a_process(file, **environment):
+    """Run a file of tests; its output where one fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command, cwd=HERE.parent, env={**clean, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_triton
+def test_interpreted():
+    """triton_interpreted.py: bit for bit the C++ kernels."""
+    pytest.importorskip("salsa_fused._native", reason="the C++ kernels are not built")
+    assert " passed" in in_a_process("triton_interpreted.py", TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_compiled():
+    """triton_compiled.py: wide accesses, no spills, correct rounding on three architectures."""
+    in_a_process("triton_compiled.py")
+
+
+# -- where Triton is not there, or cannot launch ----------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A weight on a GPU that this machine need not have, and nobody warned yet."""
+    monkeypatch.setattr(choice, "_warned_of", set())
+    with FakeTensorMode():
+        return torch.empty(3, device="cuda")
+
+
+def test_without_triton_the_reference_serves_and_says_so_once(gpu, monkeypatch):
+    monkeypatch.setattr(triton_backend, "missing", lambda: "Triton is not installed")
+    with pytest.warns(UserWarning, match="without its Triton kernels.*Triton is not installed"):
+        assert choice.choose_backend(gpu, gpu.dtype).name == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choice.choose_backend(gpu, gpu.dtype).name == "reference"
+    with pytest.raises(RuntimeError, match=r"'triton' was asked for.*Triton is not installed"):
+        choice.choose_backend(gpu, gpu.dtype, choice.forced_backend("triton"))
+
+
+def test_where_triton_cannot_launch_the_reference_serves(gpu, monkeypatch):
+    """As without a C compiler, which Triton needs when it runs."""
+
+    class Unlaunchable:
+        def __getitem__(self, grid):
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(triton_backend, "missing", lambda: None)
+    kernels = SimpleNamespace(probe=Unlaunchable())
+    monkeypatch.setattr(triton_backend, "_kernels", lambda: kernels)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "empty", lambda *args, **keywords: None)
+    triton_backend.launch_failure.cache_clear()
+    with pytest.warns(UserWarning, match="cannot launch.*Failed to find C compiler"):
+        assert choice.choose_backend(gpu, gpu.dtype).name == "reference"
+    triton_backend.launch_failure.cache_clear()
+
+
+def test_triton_serves_a_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(triton_backend, "missing", lambda: None)
+    monkeypatch.setattr(triton_backend, "launch_failure", lambda device: None)
+    assert choice.choose_backend(gpu, gpu.dtype).name == "triton"
+    assert choice.choose_backend(gpu, torch.float64).name == "reference"  # of other gradients
+    with pytest.raises(RuntimeError, match="no kernel for device 'cpu'"):
+        choice.choose_backend(torch.zeros(1), torch.float32, choice.forced_backend("triton"))
+
+
+def test_importing_the_package_imports_no_triton():
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; import salsa_fused; "
+        "sys.exit('triton' in sys.modules and not before)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
