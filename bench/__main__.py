@@ -17,6 +17,7 @@ from bench.data import DataError
 COMMANDS = {
     "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
     "kernels": "time the three kernels beside a copy and torch's Adam",
+    "host": "time what a plain step costs the host, beside torch's fused Adam",
     "compiled": "what Triton compiles the kernels to: registers, spills, wide accesses",
     "readme": "write the tables in README.md from the committed results",
 }
