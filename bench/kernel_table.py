@@ -42,6 +42,37 @@ def kernels_table(results: Results) -> Table:
     return Table(titles, sections, caption, ("model", "what"))
 
 
+GPU_COLUMNS = (
+    *COLUMNS[:3],
+    Column("time to\nfused AdamW's", "to_fused", lambda v: f"{v:.2f}"),
+    Column("launches", "launches", lambda v: f"{v:.0f}"),
+)
+
+
+def gpu_kernels_table(results: Results) -> Table:
+    """Medians, for every model a section; a dash where there is nothing to say."""
+    sections = []
+    for case in results.settings["cases"]:
+        names = list(dict.fromkeys(row.optimizer for row in results.rows if row.case == case))
+        rows = {name: [_gpu_cell(results, case, name, c) for c in GPU_COLUMNS] for name in names}
+        sections.append(Section(case, rows))
+    left_out = [f"{what} ({why})" for what, why in results.settings["skipped"].items()]
+    caption = (
+        f"{results.settings['rounds']} rounds, medians, cold caches, the device's time. GB/s "
+        "counts what has to be moved, with moments in fp32 (torch's own in the weights' dtype)."
+        + (f" Left out: {'; '.join(left_out)}." if left_out else "")
+    )
+    titles = tuple(column.title for column in GPU_COLUMNS)
+    return Table(titles, sections, caption, ("model", "what"))
+
+
+def _gpu_cell(results: Results, case: str, name: str, column: Column) -> Cell:
+    try:
+        return Cell(column.show(results.row(case, name, column.metric).median))
+    except KeyError:
+        return Cell("\N{EN DASH}")
+
+
 def _cell(results: Results, case: str, name: str, column: Column) -> Cell:
     row = results.row(case, name, column.metric)
     spread = ""

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from bench import results
-from bench.kernel_table import kernels_table
+from bench import gpu_kernels, results
+from bench.kernel_table import gpu_kernels_table, kernels_table
 from bench.results import Results, Row
-from bench.tables import to_rich
+from bench.tables import Table, to_rich
 from salsa_fused import FusedSaLSa
 
 OUT = Path("bench/results/kernels.json")
@@ -59,14 +59,21 @@ class Timed:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="only cpu so far")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        default=["triton"],
+        choices=("triton", "native", "reference"),
+        help="on a GPU (default: triton)",
+    )
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=sorted({1, torch.get_num_threads()}),
         metavar="N",
-        help="numbers of threads (default: one, and all)",
+        help="numbers of threads, on a CPU (default: one, and all)",
     )
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -77,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = torch.device(arguments.device)
+    if device.type == "cuda":
+        measured = gpu_kernels.run(
+            gpu_kernels.MODELS, device, arguments.rounds, arguments.backends, console
+        )
+        return _finish(measured, gpu_kernels_table(measured), arguments.json, console)
     before = torch.get_num_threads()
     rows: list[Row] = []
     cases: list[str] = []
@@ -97,11 +109,14 @@ def main(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(before)
     settings = {"cases": cases, "tensors": TENSORS, "rounds": arguments.rounds}
     measured = Results(results.environment(device), rows, settings=settings)
-    measured.write(arguments.json)
-    table = kernels_table(measured)
+    return _finish(measured, kernels_table(measured), arguments.json, console)
+
+
+def _finish(measured: Results, table: Table, file: Path, console: Console) -> int:
+    measured.write(file)
     console.print(to_rich(table))
     console.print(table.caption, style="dim")
-    console.print(f"\nWrote {arguments.json}.")
+    console.print(f"\nWrote {file}.")
     return 0
 
 

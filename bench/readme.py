@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.kernel_table import ratios_table
+from bench.host import host_table
+from bench.kernel_table import gpu_kernels_table, ratios_table
 from bench.results import REPOSITORY, Results
 from bench.tables import demo_table, to_markdown
 from bench.verdict import demo_verdict
@@ -35,14 +36,42 @@ def kernels_block(published: Path = PUBLISHED) -> str:
     return f"{to_markdown(ratios_table(results))}\n{_source(results)}\n"
 
 
+def host_block(published: Path = PUBLISHED) -> str:
+    """What a plain step costs the host."""
+    results = Results.read(published / "cpu" / "host.json")
+    return f"{to_markdown(host_table(results))}\n{_source(results)}\n"
+
+
+def gpu_block(published: Path = PUBLISHED) -> str:
+    """The kernels on every GPU that was measured."""
+    parts = []
+    for path in sorted(published.glob("*/kernels.json")):
+        results = Results.read(path)
+        if results.environment["kind"] == "gpu":
+            parts.append(f"{to_markdown(gpu_kernels_table(results))}\n{_source(results)}\n")
+    return "\n".join(parts) or NOT_MEASURED
+
+
+NOT_MEASURED = "The kernels' speed on a GPU is **not measured yet**.\n"
+
+
 def _source(results: Results) -> str:
     where = results.environment
-    threads = f"{where['threads']} threads"
-    return f"Measured on {where['device']} ({threads}), torch {where['torch']}, {where['commit']}."
+    versions = f"torch {where['torch']}"
+    if where["kind"] == "gpu":
+        versions += f", Triton {where['triton']}"
+    else:
+        where = {**where, "device": f"{where['device']} ({where['threads']} threads)"}
+    return f"Measured on {where['device']}, {versions}, {where['commit']}."
 
 
 # The name in the marker, and what stands between the markers.
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo_block, "kernels": kernels_block}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo_block,
+    "kernels": kernels_block,
+    "gpu": gpu_block,
+    "host": host_block,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
