@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
@@ -55,8 +54,7 @@ class SearchSettings(NamedTuple):
         return cls(*[numbers[name] for name in cls._fields])
 
 
-@dataclass(slots=True)
-class SearchState:
+class SearchState(NamedTuple):
     """What the search remembers from step to step: plain numbers, fit for a checkpoint."""
 
     step_size: float
@@ -80,13 +78,10 @@ class SearchState:
 
     @classmethod
     def read_from(cls, numbers: Mapping[str, Any]) -> SearchState:
-        return cls(*[numbers[name] for name in STATE_NAMES])
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in STATE_NAMES}
+        return cls(*[numbers[name] for name in cls._fields])
 
 
-STATE_NAMES = tuple(field.name for field in fields(SearchState))
+STATE_NAMES = SearchState._fields
 
 
 class SearchResult(NamedTuple):
@@ -149,15 +144,15 @@ class LineSearch:
     def plain_step(self) -> SearchState:
         """The state after a step without a search: the step size never grows untested."""
         state = self.state
-        return replace(
-            state, steps=state.steps + 1, steps_since_search=state.steps_since_search + 1
+        return state._replace(
+            steps=state.steps + 1, steps_since_search=state.steps_since_search + 1
         )
 
     # -- a search -----------------------------------------------------------------------------
 
     def hear_of_skipped(self, count: int) -> None:
         """Steps that a device skipped since the last search, unknown to the host until now."""
-        self.state = replace(self.state, skipped_steps=self.state.skipped_steps + count)
+        self.state = self.state._replace(skipped_steps=self.state.skipped_steps + count)
         self._after = self.state
 
     def first_trial(self) -> float:
@@ -203,15 +198,12 @@ class LineSearch:
         """The state after the search that has ended."""
         if self.outcome is None or self.trying:
             raise RuntimeError("the search has not ended: report() until trying is false")
-        after = replace(self._after, total_trials=self.state.total_trials + self.trials)
+        after = self._after._replace(total_trials=self.state.total_trials + self.trials)
         if self.trials > 0 or not self.skipped:
-            after.searches += 1
+            after = after._replace(searches=after.searches + 1)
         if self.skipped:
-            after.skipped_steps += 1
-        else:
-            after.steps += 1
-            after.steps_since_search = 0
-        return after
+            return after._replace(skipped_steps=after.skipped_steps + 1)
+        return after._replace(steps=after.steps + 1, steps_since_search=0)
 
     @property
     def result(self) -> SearchResult:
@@ -322,8 +314,7 @@ class LineSearch:
 
     def _accept(self, step_size: float, decrease: float, rejections: int) -> None:
         fast, slow = self.moved_means(step_size)
-        after = replace(
-            self.state,
+        after = self.state._replace(
             step_size=step_size,
             smoothed_decrease=decrease,
             smoothed_slope=self._smoothed_slope,
@@ -336,7 +327,7 @@ class LineSearch:
         self._end("accepted", after)
 
     def _end_flat(self, step_size: float) -> None:
-        self._end("flat", replace(self.state, step_size=step_size))
+        self._end("flat", self.state._replace(step_size=step_size))
 
     def _exhaust(self) -> None:
         state, last = self.state, self._last_finite_loss
@@ -344,13 +335,12 @@ class LineSearch:
         if not state.accepted_once:
             self._skip(outcome, state)
         elif last is None:
-            self._skip(outcome, replace(state, step_size=state.step_size / 2, located=False))
+            self._skip(outcome, state._replace(step_size=state.step_size / 2, located=False))
         else:
             self.trial_loss = last
             # never negative: with a negative h no step would ever be accepted again
             decrease = max(self.loss - last, 0.0)
-            after = replace(
-                state,
+            after = state._replace(
                 step_size=state.step_size / 2,
                 smoothed_decrease=self.smoothed(state.smoothed_decrease, decrease),
                 smoothed_slope=self._smoothed_slope,

@@ -55,7 +55,7 @@ def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[st
 
 def _fresh_group(group: Mapping[str, Any]) -> dict[str, Any]:
     """Adam's hyper-parameters mean other things: keep these, and begin the search anew."""
-    return {**group, **SearchState.fresh(SearchSettings.read_from(group)).as_dict()}
+    return {**group, **SearchState.fresh(SearchSettings.read_from(group))._asdict()}
 
 
 def _read_state(

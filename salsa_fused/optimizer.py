@@ -340,7 +340,7 @@ class FusedSaLSa(Optimizer):
         if group is not first:
             shared = {name: first[name] for name in (*SHARED_SETTINGS, *STATE_NAMES)}
         else:
-            shared |= SearchState.fresh(SearchSettings.read_from(shared)).as_dict()
+            shared |= SearchState.fresh(SearchSettings.read_from(shared))._asdict()
         for name, value in shared.items():
             if group.setdefault(name, value) != value:
                 raise ValueError(
@@ -436,7 +436,7 @@ class FusedSaLSa(Optimizer):
         return max([float(group["lr"]) for group in self.param_groups]) > 0.0
 
     def _remember(self, search: LineSearch) -> None:
-        numbers = (search.finish() if search.outcome else search.plain_step()).as_dict()
+        numbers = (search.finish() if search.outcome else search.plain_step())._asdict()
         for group in self.param_groups:
             group.update(numbers)
         if search.outcome is not None:

@@ -6,8 +6,6 @@ independent reference; it passes for the classes as they are and has to fail for
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from problems import NoisyProblem, follow
@@ -44,7 +42,7 @@ class DecreaseUpdatedOnRejection(LineSearch):
         decrease = self.decrease_at(trial_loss)
         super().report(trial_loss)
         if self.rejections > before and self.trying:
-            self.state = replace(self.state, smoothed_decrease=decrease)
+            self.state = self.state._replace(smoothed_decrease=decrease)
 
 
 class NoGrowth(LineSearch):
@@ -55,7 +53,7 @@ class NoGrowth(LineSearch):
 class GrowthOnPlainSteps(LineSearch):
     def plain_step(self):
         after = super().plain_step()
-        return replace(after, step_size=after.step_size * self.settings.growth)
+        return after._replace(step_size=after.step_size * self.settings.growth)
 
 
 class NoWarmStart(LineSearch):
@@ -83,20 +81,20 @@ class FlatIsJudgedLikeAnyOther(LineSearch):
 class ExhaustedKeepsTheLastTrial(LineSearch):
     def _exhaust(self):
         super()._exhaust()
-        self._after = replace(self._after, step_size=self.state.step_size * 0.7**10)
+        self._after = self._after._replace(step_size=self.state.step_size * 0.7**10)
 
 
 class ExhaustedLeavesANegativeDecrease(LineSearch):
     def _exhaust(self):
         decrease = self.decrease_at(self.trial_loss)
         super()._exhaust()
-        self._after = replace(self._after, smoothed_decrease=decrease)
+        self._after = self._after._replace(smoothed_decrease=decrease)
 
 
 class ExhaustedDoesNotLocateAgain(LineSearch):
     def _exhaust(self):
         super()._exhaust()
-        self._after = replace(self._after, located=True)
+        self._after = self._after._replace(located=True)
 
 
 class NoDoubling(LineSearch):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .interface import AdamClass, Backend
 from .layout import is_dense, moment_like, readable_gradient
+from .prefetch import lines_of, prefetch
 
 SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
@@ -71,6 +72,7 @@ class Launch:
     exp_avg_addresses: list[int] = field(default_factory=list)
     exp_avg_sq_addresses: list[int] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
+    lines: array[int] | None = None  # of memory, which `take_up` reads (see prefetch.py)
     settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -137,6 +139,8 @@ class Launch:
         ``same_entries``: the state's entries are the objects that they were at the step before.
         """
         weights = self.weights
+        if self.lines is not None:
+            prefetch(self.lines)
         if (
             list(map(data_ptr, weights)) != self.addresses
             or [weight.shape for weight in weights] != self.shapes
@@ -217,7 +221,11 @@ class Launch:
             and list(map(data_ptr, exp_avg_sqs)) == self.exp_avg_sq_addresses
         )
         if self.settled:
+            if self.lines is None:
+                tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
+                self.lines = lines_of(tensors, self.entries)
             return
+        self.lines = None
         for row, gradient in enumerate(self.gradients):
             if gradient is None:
                 continue

@@ -24,17 +24,17 @@ from .layout import is_dense
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as `Dtype` in csrc/cpu_kernels.h
 BYTES_A_PARAMETER = 20  # that a trial moves at most
 
-_module: ModuleType | None = None
+module: ModuleType | None = None
 _import_error = ""
 try:
-    _module = importlib.import_module("salsa_fused._native")
+    module = importlib.import_module("salsa_fused._native")
 except ImportError as error:
     _import_error = str(error)
 
 
 def missing() -> str | None:
     """Why the compiled module is not there; None if it is."""
-    if _module is not None:
+    if module is not None:
         return None
     note = Path(__file__).parent.parent / "_build.json"
     if note.exists():
@@ -46,10 +46,10 @@ def missing() -> str | None:
 
 def description() -> str:
     """The compiler and the threading of the compiled module, in words."""
-    if _module is None:
+    if module is None:
         raise RuntimeError(f"backend 'native' is not available: {missing()}")
-    threads = "OpenMP" if _module.openmp else "one thread (built without OpenMP)"
-    return f"C++, compiler {_module.compiler}, {threads}"
+    threads = "OpenMP" if module.openmp else "one thread (built without OpenMP)"
+    return f"C++, compiler {module.compiler}, {threads}"
 
 
 class NativeBackend:
@@ -58,7 +58,7 @@ class NativeBackend:
     vector_bytes = 0  # the compiler sees to it
 
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
-        if _module is None:
+        if module is None:
             return missing()
         if weight.device.type != "cpu":
             return f"it has no kernel for device {weight.device.type!r}"
@@ -73,8 +73,8 @@ class NativeBackend:
         return None
 
     def first_trial(self, launch: Launch) -> Tensor:
-        assert _module is not None and launch.saved is not None
-        _module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
+        assert module is not None and launch.saved is not None
+        module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
         partials = array("d", bytes(8 * (len(launch.raw_chunks) // CHUNK_FIELDS)))
         slope = _run("cpu_first_trial", launch, partials.buffer_info()[0])
         launch.moved = True
@@ -90,10 +90,10 @@ class NativeBackend:
 
 
 def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
-    assert _module is not None
+    assert module is not None
     # array("f") rounds each float64 scalar once; it has to live as long as the kernel runs
     classes = array("f", [scalar for c in launch.classes for scalar in c])
-    native_launch = _module.CpuLaunch(
+    native_launch = module.CpuLaunch(
         launch.raw_rows.buffer_info()[0],
         launch.raw_chunks.buffer_info()[0],
         len(launch.raw_chunks) // CHUNK_FIELDS,
@@ -103,7 +103,7 @@ def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
     )
-    result = getattr(_module, kernel)(native_launch, *arguments)
+    result = getattr(module, kernel)(native_launch, *arguments)
     # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(launch.stepped)
     return result
