@@ -94,7 +94,8 @@ class FusedSaLSa(Optimizer):
         max_trials: rejections after which a search is exhausted and the step size halved.
         module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
             the first evaluation left them.
-        backend: ``"native"`` or ``"reference"`` to force one; ``None`` chooses by device and dtype.
+        backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
+            device and dtype.
         maximize: maximize the closure's value instead: loss and gradients change sign.
         check_replay: evaluate the closure once more at the same weights on the first search, and
             warn when the loss differs.
@@ -201,7 +202,7 @@ class FusedSaLSa(Optimizer):
         if self._stepping:
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
         search = self._line_search()
-        searching = self._search_allowed and search.due
+        searching = search.due and self._search_allowed
         arguments.check_call(closure, loss, searching)
         replay = self._replay(closure, loss)
         parameters = parameters_of(self.param_groups) if closure is not None else []
@@ -276,7 +277,7 @@ class FusedSaLSa(Optimizer):
     @property
     def search_due(self) -> bool:
         """Whether the next step searches, and so needs a closure."""
-        return self._search_allowed and self._line_search().due
+        return self._line_search().due and self._search_allowed
 
     @property
     def step_size(self) -> float:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 import zipfile
+from argparse import Namespace
 from itertools import islice
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from bench import (
     data,
+    gpu_kernels,
+    host,
     kernel_table,
     kernels,
     plots,
@@ -26,7 +32,9 @@ from bench.models import CharGPT, DigitsCNN, parameter_count
 from bench.optimizers import ADAM, FUSED_SALSA, Method
 from bench.problems import digits_cnn, plays_gpt
 from bench.results import Results
+from bench.shapes import Shapes
 from bench.training import PLAIN_STEP, Problem, Work, train
+from salsa_fused import FusedSaLSa
 
 CPU = torch.device("cpu")
 
@@ -464,3 +472,82 @@ def test_ratios_table():
     settings = {"cases": ["large", "small"], "tensors": 150, "rounds": 3}
     text = tables.to_markdown(kernel_table.ratios_table(Results({}, rows, settings=settings)))
     assert "| torch's fused Adam | first_trial | 0.50 | 0.25 |" in text
+
+
+# -- kernels on a GPU, and the host -----------------------------------------------------------
+
+
+def test_shapes_are_those_of_the_models():
+    sizes = {shapes().title: (shapes().size, len(shapes().shapes)) for shapes in gpu_kernels.MODELS}
+    assert sizes == {  # as their papers and checkpoints have them
+        "BERT-base, fp32": (109_482_240, 199),
+        "GPT-2 XL, fp32": (1_557_611_200, 580),
+        "Llama 7B, bf16": (6_738_415_616, 291),
+    }
+
+
+def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
+    """On the CPU, with the C++ kernels: the clock differs, nothing else."""
+    monkeypatch.setattr(gpu_kernels, "FLUSH_BYTES", 1 << 16)
+    monkeypatch.setattr(gpu_kernels, "_compiled", lambda weights: 1 / 0)
+    monkeypatch.setitem(sys.modules, "salsa.SaLSA", None)  # the peer is not installed
+    tiny = [lambda: Shapes("tiny", torch.bfloat16, [(30, 10), (7,)])]
+    console = Console(file=io.StringIO())
+    found = gpu_kernels.run(tiny, CPU, 3, ["native"], console)
+    (case,) = found.settings["cases"]
+    skipped = found.settings["skipped"]
+    assert "ZeroDivisionError" in skipped[f"{case}: torch AdamW, compiled"]
+    assert "salsa" in skipped[f"{case}: authors' package, a search step"]
+    names = {row.optimizer for row in found.rows}
+    assert {"first_trial, native", "a plain step, native", "a search step, native"} <= names
+    own = {row.metric: row for row in found.rows if row.optimizer == "next_trial, native"}
+    assert own["bandwidth"].n == 3 and own["to_fused"].median > 0.0
+    text = tables.to_markdown(kernel_table.gpu_kernels_table(found))
+    assert "| next_trial, native |" in text and "Left out: " in text
+
+
+def test_bytes_of_a_parameter():
+    """What interface.py says that the kernels move."""
+    wanted = {"copy": 8, "first_trial": 20, "next_trial": 16, "adam_step": 28}
+    assert wanted.items() <= gpu_kernels.bytes_of(torch.float32).items()
+    assert gpu_kernels.bytes_of(torch.bfloat16)["adam_step"] == 22
+
+
+def test_a_gpu_without_room_is_reported(monkeypatch):
+    def full(*arguments, **keywords):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "empty", full)
+    (only,) = gpu_kernels.measure(Shapes("big", torch.float32, [(10,)]), CPU, 1, [])
+    assert only.reason == "no room for weights and gradients"
+
+
+def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "TENSORS", 3)
+    file = tmp_path / "host.json"
+    arguments = Namespace(device="cpu", rounds=4, json=file)
+    assert host.main(arguments) == 0
+    found = Results.read(file)
+    assert found.row("stay", host.ADAM, "to_fused").median == 1.0
+    assert found.row("move", host.OURS, "time").median > 0.0
+    assert "launches left out of both" in host.host_table(found).caption
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    optimizer = FusedSaLSa([weight], search_period=None)
+    optimizer.step()
+    assert weight[0] != 1.0  # the launches are there again
+    assert optimizer._table.launches[0].backend.name == "native"
+
+
+def test_the_gpu_block_says_what_was_not_measured(tmp_path):
+    assert "not measured yet" in readme.gpu_block(tmp_path)
+    rows = [
+        results.timed_row("kernels", "m", "copy", metric, "1", [2.0])
+        for metric in ("time", "bandwidth", "of_copy", "to_fused", "launches")
+    ]
+    environment = {"kind": "gpu", "device": "NVIDIA X", "torch": "2", "triton": "3", "commit": "c"}
+    settings = {"cases": ["m"], "rounds": 1, "skipped": {}}
+    Results(environment, rows, settings=settings).write(tmp_path / "x" / "kernels.json")
+    text = readme.gpu_block(tmp_path)
+    assert "| m | copy | 2.00 | 2 | 2.00 | 2.00 | 2 |" in text
+    assert "Measured on NVIDIA X, torch 2, Triton 3, c." in text

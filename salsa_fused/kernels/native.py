@@ -103,10 +103,9 @@ def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
     )
-    result = getattr(module, kernel)(native_launch, *arguments)
-    # autograd does not see writes through addresses
+    # autograd does not see writes through addresses; told before, while the tensors are in cache
     torch.autograd.graph.increment_version(launch.stepped)
-    return result
+    return getattr(module, kernel)(native_launch, *arguments)
 
 
 @cache
