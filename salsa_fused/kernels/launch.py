@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .guards import Guards
 from .interface import AdamClass, Backend
 from .layout import is_dense, moment_like, readable_gradient
 from .prefetch import lines_of, prefetch
@@ -67,12 +68,13 @@ class Launch:
     sizes: list[int] = field(default_factory=list)  # elements
     contiguous: list[bool] = field(default_factory=list)
     permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
-    single: list[int] = field(default_factory=list)  # the rows of one element
     gradient_addresses: list[int] = field(default_factory=list)  # as `raw_rows` has them
     exp_avg_addresses: list[int] = field(default_factory=list)
     exp_avg_sq_addresses: list[int] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
     lines: array[int] | None = None  # of memory, which `take_up` reads (see prefetch.py)
+    weight_guards: Guards = field(default_factory=Guards)
+    gradient_guards: Guards = field(default_factory=Guards)
     settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -109,8 +111,6 @@ class Launch:
         self.contiguous.append(weight.is_contiguous())
         if not weight.is_contiguous():
             self.permuted.append(row)
-        if size == 1:
-            self.single.append(row)
         self.sizes.append(size)
         self.strides.append(weight.stride())
         self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
@@ -143,9 +143,7 @@ class Launch:
             prefetch(self.lines)
         if (
             list(map(data_ptr, weights)) != self.addresses
-            or [weight.shape for weight in weights] != self.shapes
-            or not _all_are(self.dtype, [weight.dtype for weight in weights])
-            or not self._laid_out(weights, weights)
+            or not (self.weight_guards.hold(weights) or self._fit(weights))
             or not self._take_gradients()
         ):
             return False
@@ -159,6 +157,17 @@ class Launch:
             if aligned != self.aligned:
                 self.cut(aligned)
         return True
+
+    def _fit(self, weights: list[Tensor]) -> bool:
+        """Whether the weights have shapes, dtype and strides as the rows were built."""
+        fit = (
+            [weight.shape for weight in weights] == self.shapes
+            and _all_are(self.dtype, [weight.dtype for weight in weights])
+            and self._laid_out(weights, weights)
+        )
+        if fit:
+            self.weight_guards.remember(weights)
+        return fit
 
     def _laid_out(self, tensors: Sequence[Tensor | None], present: Sequence[Tensor]) -> bool:
         """Whether these lie in memory as the weights did when the rows were built.
@@ -192,15 +201,18 @@ class Launch:
     def _addresses_as_they_lie(self, gradients: list[Tensor | None]) -> list[int] | None:
         """Of these gradients; None where one cannot be read as it lies in memory."""
         present = [gradient for gradient in gradients if gradient is not None]
+        complete = len(present) == len(gradients)
+        if complete and self.gradient_guards.hold(present):
+            return list(map(data_ptr, present))
         try:
             if (
                 _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
                 and self._laid_out(gradients, present)
-                # behind conj() torch hands out negated views; those of one element look contiguous
-                and not any((g := gradients[row]) is not None and g.is_neg() for row in self.single)
+                and not any(gradient.is_neg() for gradient in present)  # as behind conj()
             ):
-                complete = len(present) == len(gradients)
-                return list(map(data_ptr, present)) if complete else _addresses(gradients)
+                if complete:
+                    self.gradient_guards.remember(present)
+                return _addresses(gradients)
         except RuntimeError:  # sparse: it has no address
             pass
         return None
