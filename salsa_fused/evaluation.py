@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import scaling
 from .arguments import check_loss
 from .line_search import FLAT_ULPS
 from .replay import Replay
@@ -56,7 +57,8 @@ class Evaluations:
         self._clear_gradients()
         self._called_first = True
         with torch.enable_grad():
-            loss = self._closure()
+            with scaling.refused():
+                loss = self._closure()
             if any(parameter.grad is not None for parameter in self._parameters):
                 self._closure_calls_backward = True
                 if trials_follow:
@@ -100,7 +102,7 @@ class Evaluations:
         assert self._closure is not None
         if self._replay is not None:
             self._replay.rewind()
-        with torch.set_grad_enabled(with_graph):
+        with torch.set_grad_enabled(with_graph), scaling.refused():
             loss = check_loss(self._closure(), "closure() at a trial point")
         if with_graph:
             left = any(parameter.grad is not None for parameter in self._parameters)

@@ -39,6 +39,7 @@ COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
     "module",
     "check_replay",
+    "check_finite",
     "last_search",
     "_backend",
     "_replay_checked",
@@ -99,6 +100,8 @@ class FusedSaLSa(Optimizer):
         maximize: maximize the closure's value instead: loss and gradients change sign.
         check_replay: evaluate the closure once more at the same weights on the first search, and
             warn when the loss differs.
+        check_finite: look at the gradients of plain steps, too, and skip those steps on which one
+            is not finite (a search always does).  It reads every gradient once more.
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
@@ -133,6 +136,7 @@ class FusedSaLSa(Optimizer):
         backend: str | None = None,
         maximize: bool = False,
         check_replay: bool = True,
+        check_finite: bool = False,
     ) -> None:
         beta1, beta2, beta3 = arguments.three_betas(betas)
         settings = {
@@ -160,6 +164,7 @@ class FusedSaLSa(Optimizer):
         }
         self.module = module
         self.check_replay = check_replay
+        self.check_finite = check_finite
         self.last_search: SearchResult | None = None
         self._backend = backend
         self._table = self.table_class(forced_backend(backend))
@@ -187,7 +192,7 @@ class FusedSaLSa(Optimizer):
         only while no search is due (:attr:`search_due`).
 
         A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is a
-        search whose gradients are not (on other steps gradients are not inspected, as in torch).
+        search whose gradients are not (on other steps only ``check_finite=True`` inspects them).
         Whatever leaves this method by an exception leaves weights, moments, search state, buffers
         and random streams as they were.
 
@@ -219,7 +224,7 @@ class FusedSaLSa(Optimizer):
             if searching:
                 assert f0 is not None
                 self._search(search, calls, f0)
-            elif f0 is not None:
+            elif f0 is not None or self.check_finite:
                 skip = self._unless_finite(search, f0)
             if search.skipped:
                 self._table.restore()
@@ -411,15 +416,22 @@ class FusedSaLSa(Optimizer):
 
     # -- inside a step ------------------------------------------------------------------------
 
-    def _unless_finite(self, search: LineSearch, f0: Tensor) -> Tensor | None:
-        """Skip a plain step whose loss is not finite.
+    def _unless_finite(self, search: LineSearch, f0: Tensor | None) -> Tensor | None:
+        """Skip a plain step whose loss, or with ``check_finite`` a gradient, is not finite.
 
-        On a device the host would have to wait for the loss: it returns a flag for the kernels.
+        On a device the host would have to wait for them: it returns a flag for the kernels.
         """
-        if f0.device.type != "cpu":
-            return self._device_skips.flag(f0)
-        if not math.isfinite(loss := f0.item()):
-            search.start_from(self._sign * loss, math.nan, 0.0)
+        flags = [] if f0 is None else [DeviceSkips.flag(f0)]
+        if self.check_finite:
+            flags += [DeviceSkips.flag(norm) for norm in self._table.largest_gradients()]
+        flag = flags[0]
+        for other in flags[1:]:
+            flag = flag + other.to(flag.device)
+        if flag.device.type != "cpu":
+            return flag
+        if flag.item() != 0.0:
+            loss = math.nan if f0 is None else self._sign * f0.item()
+            search.start_from(loss, math.nan, 0.0)
         return None
 
     def _hear_of_skips(self) -> None:

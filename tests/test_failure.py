@@ -40,34 +40,6 @@ def failing(net, step, at, error, inside):
     return closure
 
 
-@pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt(), torch.OutOfMemoryError("full")])
-@pytest.mark.parametrize("inside", [False, True])
-def test_an_exception_at_every_evaluation_of_a_run(error, inside):
-    net, optimizer = build()
-    twin, undisturbed = build()
-    failures = 0
-    for step in range(14):
-        at = 1
-        while True:
-            before = everything(net, optimizer)
-            search = optimizer.last_search
-            try:
-                optimizer.step(failing(net, step, at, error, inside))
-            except type(error):
-                failures += 1
-                assert_same(before, everything(net, optimizer))
-                assert optimizer.last_search is search
-                at += 1
-            else:
-                break
-        stream = torch.get_rng_state()
-        torch.set_rng_state(before[0][-1])
-        undisturbed.step(make_closure(twin, step))
-        torch.set_rng_state(stream)
-        assert_same(everything(net, optimizer), everything(twin, undisturbed))
-    assert failures > 25
-
-
 def test_an_exception_in_backward():
     net, optimizer = build()
     optimizer.step(make_closure(net))

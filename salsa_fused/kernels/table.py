@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from .choice import choose_backend
 from .interface import AdamClass, Backend
@@ -83,6 +84,18 @@ class Table:
             launch.backend.adam_step(launch)
             launch.moved = False
         _weights_moved()
+
+    def largest_gradients(self) -> list[Tensor]:
+        """The largest absolute value among each launch's gradients, on its device.
+
+        Not a number where one of them is not.
+        """
+        found = []
+        for launch in self.launches:
+            present = [gradient for gradient in launch.gradients if gradient is not None]
+            if present:
+                found.append(torch.stack(torch._foreach_norm(present, math.inf)).amax())
+        return found
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
@@ -163,8 +176,9 @@ def parameters_of(groups: Groups) -> list[Tensor]:
 
 
 def _weights_moved() -> None:
-    # inside an autocast context the cached casts are those of the weights before
+    # what is computed from weights, and cached inside these contexts, is of the weights before
     torch.clear_autocast_cache()
+    parametrize._cache.clear()
 
 
 def _adam_class(
