@@ -1,7 +1,9 @@
 # make demo    trains real models with FusedSaLSa beside Adam: progress, a table and a plot
 # make test    passes the tests, lint and types
 # make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
-# The first two build their own environment in .venv and leave the system alone.
+# make sanitize    passes the kernels' tests under sanitizers
+# make fuzz    passes the property tests with many more cases
+# All but test-gpu build their own environment in .venv and leave the system alone.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-gpu lint clean
+.PHONY: help demo test test-gpu sanitize fuzz lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -27,6 +29,22 @@ test-gpu:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m salsa_fused
 	$(PYTHON) -m pytest -q
+
+# The C++ kernels under the address and the undefined-behaviour sanitizer, in a copy of the tree.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.installed
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r csrc salsa_fused bench tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/salsa_fused/*.so
+	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(abspath $(BIN))/python -m pytest -q --capture=sys \
+	  tests/test_kernels.py tests/test_changes.py tests/test_trajectories.py
+
+# Every property test with 10,000 cases instead of 200; hours.
+fuzz: $(VENV)/.installed
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q tests/test_kernels.py \
+	  tests/test_changes.py tests/test_triton.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

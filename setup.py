@@ -25,6 +25,12 @@ CXX_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 
+# `make sanitize`: reads and writes out of bounds and undefined behaviour end the process.
+SANITIZE_FLAGS = [
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    *("-fno-omit-frame-pointer", "-g"),
+]
+
 NINJA_FILE = """\
 rule compile
   command = $cxx $flags -MMD -MF $out.d -c $in -o $out
@@ -65,6 +71,7 @@ class NinjaBuild(build_ext):
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        sanitize = SANITIZE_FLAGS if os.environ.get("SALSA_FUSED_SANITIZE") else []
         openmp = ["-fopenmp"] if compiles_with(cxx, "-fopenmp") else []
         python_headers = self.compiler.include_dirs  # a list that distutils filled
         includes = [f"-I{path}" for path in [pybind11_include(), *python_headers]]
@@ -75,8 +82,8 @@ class NinjaBuild(build_ext):
         lines = [
             NINJA_FILE,
             f"cxx = {quoted(cxx)}",
-            f"flags = {' '.join(quoted(f) for f in [*CXX_FLAGS, *openmp, *includes])}",
-            f"link_flags = {' '.join(shared + openmp)}",
+            f"flags = {' '.join(quoted(f) for f in [*CXX_FLAGS, *sanitize, *openmp, *includes])}",
+            f"link_flags = {' '.join(shared + sanitize + openmp)}",
         ]
         for source, output in zip(ext.sources, objects):
             lines.append(f"build {escaped(output)}: compile {escaped(HERE / source)}")

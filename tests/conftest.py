@@ -5,6 +5,12 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when OpenMP loads, before torch
 
+import hypothesis
+
+hypothesis.settings.register_profile("test", max_examples=200, deadline=None)
+hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
 # what bench/ shows and plots with is optional
 if not all(map(importlib.util.find_spec, ("rich", "matplotlib", "sklearn"))):
     collect_ignore = ["test_bench.py"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import same_bits
 from torch import nn
@@ -129,7 +129,6 @@ def run(changes, backend, *, fresh):
 
 @pytest.mark.parametrize("guarded", [True, False])
 @given(changes=steps)
-@settings(max_examples=150, deadline=None)
 def test_nothing_goes_unnoticed(guarded, changes):
     found = guards.TensorGuards
     if not guarded:

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from kernel_cases import (
     DTYPES,
     GROUP,
@@ -56,7 +56,6 @@ def test_bits_of_special_models(make):
 
 
 @given(model=models())
-@settings(max_examples=60, deadline=None)
 def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model):
     assert_same_run(model.build, BOTH, "cuda")
 

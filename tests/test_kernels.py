@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
     DTYPES,
@@ -104,7 +104,6 @@ def test_extreme_values_give_the_same_bits():
 
 
 @given(model=models())
-@settings(max_examples=100, deadline=None)
 def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model):
     assert_same_run(model.build)
 
@@ -265,7 +264,6 @@ def test_offsets_beyond_32_bits(backend):
     dtype=st.sampled_from(DTYPES),
     rows=st.lists(st.tuples(st.integers(1, 100_000), st.booleans()), min_size=1, max_size=8),
 )
-@settings(max_examples=200, deadline=None)
 def test_chunks_cover_every_element_once(backend, dtype, rows):
     sizes, aligned = [size for size, _ in rows], [a for _, a in rows]
     if not BACKENDS[backend].vector_bytes:

@@ -38,6 +38,7 @@ def names():
         "batches": [make_batch(step, 8) for step in range(4)],
         "optimizer": FusedSaLSa(model.parameters(), module=model),
         "steps": 100,
+        "device": "cpu",
     }
 
 
@@ -49,23 +50,42 @@ def no_warnings():
 
 
 def test_every_block_is_tested():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_swap_it_in(names):
-    exec(block_with("for inputs, targets in loader"), names)
+    exec(block_with("loss = optimizer.step(closure)"), names)
     assert names["optimizer"].metrics()["steps"] == 40
     assert names["loss"] < 3.0
 
 
 def test_accumulation_and_clipping(names):
     for _ in range(30):
-        exec(block_with("clip_grad_norm_"), names)
+        exec(block_with("optimizer.step(closure, loss=total)"), names)
     optimizer = names["optimizer"]
     assert optimizer.metrics()["steps"] == 30 and optimizer.last_search.outcome == "accepted"
     optimizer.param_groups[0]["steps_since_search"] = 99
-    exec(block_with("clip_grad_norm_"), names)
+    exec(block_with("optimizer.step(closure, loss=total)"), names)
     assert optimizer.last_search.loss == pytest.approx(names["total"].item())
+
+
+def test_grad_scaler(names):
+    inputs, targets = names["loader"][0]
+    before = names["loss_function"](names["model"](inputs), targets).item()
+    names["loader"] = names["loader"][:1] * 60
+    exec(block_with("scaler.scale(loss).backward()"), names)
+    optimizer = names["optimizer"]
+    assert optimizer.metrics()["steps"] > 50 and names["scaler"].get_scale() > 1.0
+    assert optimizer.metrics()["searches"] > 10
+    assert names["loss"].item() < 0.8 * before
+
+
+def test_the_table_of_the_authors_package_has_every_test():
+    import test_otherwise
+
+    table = README.split("## Beside the authors' package")[1].split("##")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) - 1 == len(test_otherwise.ROWS)  # but for the line below the heads
 
 
 def test_schedule(names):
