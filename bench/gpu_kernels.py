@@ -80,6 +80,7 @@ def _adamw(weights: list[Tensor], **how: bool) -> torch.optim.Optimizer:
 
 
 def _compiled(weights: list[Tensor]) -> Call:
+    torch._dynamo.reset()  # it keeps the tensors of what it compiled before
     return torch.compile(_adamw(weights, foreach=True).step)
 
 
@@ -98,8 +99,10 @@ def _kernel(backend: str, kernel: str) -> Callable[[list[Tensor]], Call]:
         table.refresh(groups, optimizer.state)
         table.first_trial(groups, 1e-6)
         (launch,) = table.launches
-        run = getattr(launch.backend, kernel)
-        return lambda: run(launch)  # which holds weights, gradients and moments
+        run = getattr(launch.backend, kernel)  # of a launch that holds the moments
+        if kernel == "adam_step":
+            return lambda: run(launch)()
+        return lambda: run(launch)
 
     return build
 
@@ -121,7 +124,7 @@ def _search(backend: str) -> Callable[[list[Tensor]], Call]:
 
 def _authors(weights: list[Tensor]) -> Call:
     """The same of the package `SaLSa-Optimizer`."""
-    from salsa.SaLSA import SaLSA  # type: ignore[import-not-found]
+    from salsa.SaLSA import SaLSA
 
     optimizer = SaLSA(weights, speed_up=False, init_step_size=1e-6)
     device = weights[0].device
@@ -198,6 +201,7 @@ def measure(
         except Exception as error:  # a peer that is not there, or fails, is reported
             one = Measurement(timed.name, [], reason=f"{type(error).__name__}: {error}")
         del call  # and with it the moments
+        torch._dynamo.reset()
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

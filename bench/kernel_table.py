@@ -59,7 +59,8 @@ def gpu_kernels_table(results: Results) -> Table:
     left_out = [f"{what} ({why})" for what, why in results.settings["skipped"].items()]
     caption = (
         f"{results.settings['rounds']} rounds, medians, cold caches, the device's time. GB/s "
-        "counts what has to be moved, with moments in fp32 (torch's own in the weights' dtype)."
+        "counts what has to be moved, with moments in fp32 (torch's own in the weights' dtype). "
+        "Search steps are accepted at once, and include the host's two waits for losses."
         + (f" Left out: {'; '.join(left_out)}." if left_out else "")
     )
     titles = tuple(column.title for column in GPU_COLUMNS)

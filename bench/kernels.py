@@ -168,7 +168,7 @@ def _search_kernels(weights: list[Tensor]) -> tuple[Callable[[], object], ...]:
         allocating,
         lambda: backend.first_trial(launch),
         lambda: backend.next_trial(launch),
-        lambda: backend.adam_step(launch),
+        lambda: backend.adam_step(launch)(),
     )
 
 

@@ -37,9 +37,9 @@ def kernels_block(published: Path = PUBLISHED) -> str:
 
 
 def host_block(published: Path = PUBLISHED) -> str:
-    """What a plain step costs the host."""
-    results = Results.read(published / "cpu" / "host.json")
-    return f"{to_markdown(host_table(results))}\n{_source(results)}\n"
+    """What a plain step costs the host, beside every device that was measured."""
+    found = [Results.read(path) for path in sorted(published.glob("*/host.json"))]
+    return "\n".join(f"{to_markdown(host_table(each))}\n{_source(each)}\n" for each in found)
 
 
 def gpu_block(published: Path = PUBLISHED) -> str:

@@ -12,15 +12,16 @@ class DeviceSkips:
         self.unheard: Tensor | None = None  # what the host does not know of yet
 
     @staticmethod
-    def flag(loss: Tensor) -> Tensor:
-        """fp32: 0 where the loss is finite, else not a number."""
-        return loss.reshape(()).mul(0.0).float()
+    def flag(number: Tensor) -> Tensor:
+        """fp32: 0 where a loss or a norm is finite, else not a number."""
+        return number.reshape(()).mul(0.0).float()
 
     def count(self, flag: Tensor) -> None:
         skipped = flag.ne(0.0).float()
-        if self.unheard is not None:
-            skipped += self.unheard.to(skipped.device)
-        self.unheard = skipped
+        if self.unheard is None:
+            self.unheard = skipped
+        else:  # in place: on whatever stream, the memory stays this one
+            self.unheard += skipped.to(self.unheard.device)
 
     def heard(self) -> None:
         """The host has read :attr:`unheard`."""

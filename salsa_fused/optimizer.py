@@ -293,8 +293,9 @@ class FusedSaLSa(Optimizer):
     def skipped_steps(self) -> int:
         """Steps not taken because the loss, the slope or every trial's loss was not finite.
 
-        Those that a GPU skipped between two searches are counted at the second of them.
+        Those that a GPU skipped by itself, between two searches, are asked of it here.
         """
+        self._hear_of_skips()
         return self.param_groups[0]["skipped_steps"]
 
     def metrics(self) -> dict[str, float | int | str]:
@@ -302,6 +303,7 @@ class FusedSaLSa(Optimizer):
 
         Keys are the same on every call; before the first search ``outcome`` is ``"none"``.
         """
+        self._hear_of_skips()
         group = self.param_groups[0]
         found: dict[str, Any] = {**dict.fromkeys(SearchResult._fields, math.nan)}
         found |= {"trials": 0, "outcome": "none"}

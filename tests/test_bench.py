@@ -530,7 +530,7 @@ def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
     found = Results.read(file)
     assert found.row("stay", host.ADAM, "to_fused").median == 1.0
     assert found.row("move", host.OURS, "time").median > 0.0
-    assert "launches left out of both" in host.host_table(found).caption
+    assert "copies and launches left out of both" in host.host_table(found).caption
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
     optimizer = FusedSaLSa([weight], search_period=None)

@@ -49,13 +49,21 @@ def test_a_plain_step_of_a_bad_loss_writes_nothing(backend, bad):
     assert all(map(torch.equal, before, tensors(net, optimizer)))
     # the host went on as if they had been taken
     assert optimizer.param_groups[0]["steps"] == steps + 2
-    assert optimizer.skipped_steps == 0
+    assert optimizer.param_groups[0]["skipped_steps"] == 0
     while not optimizer.search_due:
         optimizer.step(make_closure(net, 1))
     assert not all(map(torch.equal, before, tensors(net, optimizer)))
     optimizer.step(make_closure(net, 1))
-    assert optimizer.skipped_steps == 2 and optimizer.last_search.outcome != "non_finite"
     assert optimizer._device_skips.unheard is None
+    assert optimizer.skipped_steps == 2 and optimizer.last_search.outcome != "non_finite"
+
+
+def test_without_searches_who_asks_is_told():
+    net = make_net(norm=False)
+    optimizer = AsOnADevice(net.parameters(), search_period=None)
+    for _ in range(3):
+        optimizer.step(lambda: make_closure(net)() * math.nan)
+    assert optimizer.metrics()["skipped_steps"] == optimizer.skipped_steps == 3
 
 
 def test_a_search_that_fails_forgets_no_skip():
@@ -74,7 +82,7 @@ def test_a_search_that_fails_forgets_no_skip():
 
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(closure)
-    assert optimizer.skipped_steps == 0
+    assert optimizer.param_groups[0]["skipped_steps"] == 0
     optimizer.step(make_closure(net, 1))
     assert optimizer.skipped_steps == 1
 

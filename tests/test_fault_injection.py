@@ -198,6 +198,37 @@ def test_trials_that_are_not_finite_are_rejected(bad):
         assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("searching", [False, True])
+def test_no_launch_is_written_before_all_are_ready(searching, monkeypatch):
+    """Of two dtypes, each with a launch of its own: the second has no memory."""
+    weights = [nn.Parameter(torch.ones(5, dtype=d)) for d in (torch.float32, torch.bfloat16)]
+    optimizer = FusedSaLSa(weights, search_period=1 if searching else None, check_replay=False)
+
+    def loss():
+        return sum(w.float().square().sum() for w in weights)
+
+    for _ in range(12):
+        optimizer.step(loss)
+    backend = type(optimizer._table.launches[1].backend)
+    ready = backend.adam_step
+
+    def fail(self, launch):
+        if launch.dtype == torch.bfloat16:
+            raise torch.OutOfMemoryError("full")
+        return ready(self, launch)
+
+    monkeypatch.setattr(backend, "adam_step", fail)
+    tensors = [
+        *weights,
+        *(e[k] for e in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")),
+    ]
+    before = [tensor.detach().clone() for tensor in tensors]
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step(loss)
+    assert all(map(torch.equal, before, [tensor.detach() for tensor in tensors]))
+    assert [entry["step"] for entry in optimizer.state.values()] == [12, 12]
+
+
 @pytest.mark.parametrize("number", range(1, 6))
 def test_an_exception_while_the_kernels_run(number, monkeypatch):
     """As when there is no memory for what they allocate."""

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from models import assert_same, everything, make_closure, make_net
+from torch import nn
 
 from salsa_fused import FusedSaLSa
 
@@ -243,6 +244,86 @@ def test_a_weight_reshaped_in_place_needs_moments_of_its_shape():
     weight.grad = torch.ones(3, 2)
     with pytest.raises(RuntimeError, match=r"shape \(3, 2\) now, and its moments have \(2, 3\)"):
         optimizer.step()
+
+
+def test_a_parameter_that_is_of_zero_size_for_a_while():
+    """As sharding and offloading leave it between steps."""
+    weight, other = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2))
+    optimizer = FusedSaLSa([weight, other], search_period=None)
+    whole = weight.data
+    for size in (0, 5, 0, 5):
+        weight.data, weight.grad = (whole if size else torch.empty(0)), None
+        weight.grad, other.grad = torch.ones(size), torch.ones(2)
+        before = whole.clone()
+        optimizer.step()
+        assert torch.equal(before, whole) == (size == 0)
+        optimizer.state.pop(weight)  # its moments are of another shape
+
+
+def test_only_one_moment_has_to_be_converted():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = FusedSaLSa([weight], search_period=None)
+    for step in range(1, 5):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        if step == 2:
+            entry = optimizer.state[weight]
+            entry["exp_avg_sq"] = entry["exp_avg_sq"].double()
+    assert optimizer.state[weight]["exp_avg_sq"].tolist() == pytest.approx([1 - 0.999**4] * 3)
+
+
+def test_entries_that_are_exchanged_between_weights():
+    found = []
+    for fresh in (False, True):
+        weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+        optimizer = FusedSaLSa(weights, search_period=None, init_step_size=1e-2)
+        for step in range(3):
+            for scale, weight in enumerate(weights, 1):
+                weight.grad = torch.full((2,), float(scale**step))
+            optimizer.step()
+            if step == 1:
+                first, second = (optimizer.state.pop(weight) for weight in weights)
+                optimizer.state[weights[1]], optimizer.state[weights[0]] = first, second
+                if fresh:
+                    optimizer.__setstate__(optimizer.__getstate__())
+        found.append(torch.cat([weight.detach() for weight in weights]))
+    assert torch.equal(*found)
+
+
+def test_gradients_whose_memory_is_replaced():
+    """Past torch's check of shapes, which looks when `.grad` is assigned and not at `.data`."""
+    weight = nn.Parameter(torch.ones(1 << 16))
+    optimizer = FusedSaLSa([weight], search_period=None)
+    weight.grad = torch.ones(1 << 16)
+    optimizer.step()
+    before = weight.detach().clone()
+    weight.grad.data = torch.ones(4)
+    with pytest.raises(RuntimeError, match=r"has shape \(4,\)"):
+        optimizer.step()
+    assert torch.equal(weight.detach(), before)
+
+
+@pytest.mark.parametrize("how", ["never", "frozen", "alternating"])
+def test_weights_without_gradient_cost_nothing_twice(how):
+    """Rows are uploaded when they change, and what is settled is not looked at again."""
+    weights = [nn.Parameter(torch.ones(4)) for _ in range(5)]
+    optimizer = FusedSaLSa(weights, search_period=None)
+    versions = []
+    for step in range(12):
+        for i, weight in enumerate(weights):
+            has = i != 2 or (how == "frozen" and step < 3) or (how == "alternating" and step % 2)
+            if not has:
+                weight.grad = None
+            elif weight.grad is None:
+                weight.grad = torch.ones(4)
+        optimizer.step()
+        (launch,) = optimizer._table.launches
+        versions.append(launch.rows_version)
+        assert launch.settled or step < 5
+    if how != "alternating":
+        assert versions[6] == versions[11]
+    counts = [optimizer.state[weight].get("step", 0) for weight in weights]
+    assert counts == [12, 12, {"never": 0, "frozen": 3, "alternating": 6}[how], 12, 12]
 
 
 def test_zero_size_parameters_have_a_state():

@@ -48,6 +48,12 @@ def test_compiled():
     in_a_process("triton_compiled.py")
 
 
+@needs_triton
+def test_launched():
+    """triton_launched.py: one launch for the whole model, compiled once."""
+    in_a_process("triton_launched.py")
+
+
 # -- where Triton is not there, or cannot launch ----------------------------------------------
 
 

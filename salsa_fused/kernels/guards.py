@@ -26,18 +26,21 @@ class Guards:
 
     def __init__(self) -> None:
         self._guards: Any = None
+        self._count = 0
         self._misses = 0
 
     def hold(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all is as remembered; false also where it is not known."""
-        if self._guards is not None and self._guards.check(*tensors):
+        known = self._guards is not None and len(tensors) == self._count
+        if known and self._guards.check(*tensors):
             self._misses = 0
             return True
         return False
 
     def remember(self, tensors: Sequence[Tensor]) -> None:
         self._guards = None
-        if TensorGuards is None or self._misses >= MOST_MISSES:
+        self._count = len(tensors)
+        if TensorGuards is None or self._misses >= MOST_MISSES or not tensors:
             return
         self._misses += 1
         sizes = [list(tensor.shape) for tensor in tensors]

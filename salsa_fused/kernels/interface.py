@@ -14,6 +14,7 @@ The moments are deferred: a trial computes ``v`` after this step's update on the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -63,8 +64,11 @@ class Backend(Protocol):
     def next_trial(self, launch: Launch) -> None:
         """``w <- saved + step d``."""
 
-    def adam_step(self, launch: Launch) -> None:
+    def adam_step(self, launch: Launch) -> Callable[[], None]:
         """``m, v, w <-`` after the step, from ``saved`` or, where that is None, in place.
+
+        What can fail (memory, compilation) is done here; what is returned writes.  Of several
+        launches none is written before all are ready.
 
         Nothing is written where ``launch.skip`` is a tensor that does not hold 0 (what is not a
         number included): it is on a device, which the host does not wait for.

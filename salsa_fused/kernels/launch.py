@@ -75,6 +75,7 @@ class Launch:
     lines: array[int] | None = None  # of memory, which `take_up` reads (see prefetch.py)
     weight_guards: Guards = field(default_factory=Guards)
     gradient_guards: Guards = field(default_factory=Guards)
+    missing: list[bool] | None = None  # the rows without a gradient, if there are any
     settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
@@ -163,19 +164,14 @@ class Launch:
         fit = (
             [weight.shape for weight in weights] == self.shapes
             and _all_are(self.dtype, [weight.dtype for weight in weights])
-            and self._laid_out(weights, weights)
+            and self._laid_out(weights)
         )
         if fit:
             self.weight_guards.remember(weights)
         return fit
 
-    def _laid_out(self, tensors: Sequence[Tensor | None], present: Sequence[Tensor]) -> bool:
-        """Whether these lie in memory as the weights did when the rows were built.
-
-        ``present`` are those that are not None.
-        """
-        if not self.permuted:  # strides are not compared: a tuple each is slow
-            return all(map(is_contiguous, present))
+    def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether these lie in memory as the weights did when the rows were built."""
         return all(
             tensor is None or (tensor.is_contiguous() if contiguous else tensor.stride() == stride)
             for tensor, contiguous, stride in zip(tensors, self.contiguous, self.strides)
@@ -183,54 +179,59 @@ class Launch:
 
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
-        addresses = self._addresses_as_they_lie(gradients)
-        if addresses is None:
-            gradients = [
-                gradient if gradient is None else readable_gradient(gradient, weight, label)
-                for gradient, weight, label in zip(gradients, self.weights, self.labels)
-            ]
-            if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
-                return False
-            addresses = _addresses(gradients)
+        present = [gradient for gradient in gradients if gradient is not None]
+        missing = None
+        if len(present) < len(gradients):
+            missing = [gradient is None for gradient in gradients]
+        if missing != self.missing or not self.gradient_guards.hold(present):
+            self.missing = missing
+            if self._readable_as_they_lie(gradients):
+                self.gradient_guards.remember(present)
+            else:
+                gradients = [
+                    gradient if gradient is None else readable_gradient(gradient, weight, label)
+                    for gradient, weight, label in zip(gradients, self.weights, self.labels)
+                ]
+                if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
+                    return False
         self.gradients = gradients
+        addresses = _addresses(gradients)
         if addresses != self.gradient_addresses:
             self.gradient_addresses = addresses
             self._set_column(GRADIENT, addresses)
         return True
 
-    def _addresses_as_they_lie(self, gradients: list[Tensor | None]) -> list[int] | None:
-        """Of these gradients; None where one cannot be read as it lies in memory."""
-        present = [gradient for gradient in gradients if gradient is not None]
-        complete = len(present) == len(gradients)
-        if complete and self.gradient_guards.hold(present):
-            return list(map(data_ptr, present))
+    def _readable_as_they_lie(self, gradients: list[Tensor | None]) -> bool:
         try:
-            if (
-                _all_are(self.gradient_dtype, [gradient.dtype for gradient in present])
-                and self._laid_out(gradients, present)
-                and not any(gradient.is_neg() for gradient in present)  # as behind conj()
-            ):
-                if complete:
-                    self.gradient_guards.remember(present)
-                return _addresses(gradients)
+            return self._laid_out(gradients) and all(
+                gradient is None
+                or (
+                    gradient.dtype == self.gradient_dtype
+                    and gradient.shape == shape  # torch looks only when it is assigned
+                    and gradient.device == self.device
+                    and not gradient.is_neg()  # as behind conj()
+                    and gradient.data_ptr() is not None
+                )
+                for gradient, shape in zip(gradients, self.shapes)
+            )
         except RuntimeError:  # sparse: it has no address
-            pass
-        return None
+            return False
 
     def _take_moments(self) -> None:
-        complete = all(self.entries)
-        entries: list[Any] = self.entries
-        if not complete:
-            entries = [entry or NO_ENTRY for entry in entries]
-        steps, exp_avgs, exp_avg_sqs = zip(*map(FIELDS_OF_ENTRY, entries))
-        self.steps = list(steps)
+        entries = [entry or NO_ENTRY for entry in self.entries]
+        steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
+        self.steps = steps
+        if self.missing is not None:  # rows without gradient are left as they are
+            for row, without in enumerate(self.missing):
+                if without:
+                    exp_avgs[row], exp_avg_sqs[row] = self.exp_avgs[row], self.exp_avg_sqs[row]
         self.settled = (
-            complete
-            and all(map(is_, exp_avgs, self.exp_avgs))
+            all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
             # the same tensors may have moved: share_memory_() and `.data =` do that
-            and list(map(data_ptr, exp_avgs)) == self.exp_avg_addresses
-            and list(map(data_ptr, exp_avg_sqs)) == self.exp_avg_sq_addresses
+            and _addresses(exp_avgs) == self.exp_avg_addresses
+            and _addresses(exp_avg_sqs) == self.exp_avg_sq_addresses
+            and (all(self.entries) or self._all_without_entry_are_missing())
         )
         if self.settled:
             if self.lines is None:
@@ -251,6 +252,11 @@ class Launch:
         self._set_column(EXP_AVG, self.exp_avg_addresses)
         self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
 
+    def _all_without_entry_are_missing(self) -> bool:
+        return self.missing is not None and all(
+            entry or without for entry, without in zip(self.entries, self.missing)
+        )
+
     def _set_moments(self, row: int, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> None:
         self.exp_avgs[row] = moment_like(self.weights[row], exp_avg)
         self.exp_avg_sqs[row] = moment_like(self.weights[row], exp_avg_sq)
@@ -270,8 +276,10 @@ class Launch:
             self._set_column(CLASS, klass)
 
     def _set_column(self, which: int, numbers: list[int]) -> None:
-        self.raw_rows[which::ROW_FIELDS] = array("q", numbers)
-        self.rows_version += 1
+        column = array("q", numbers)
+        if column != self.raw_rows[which::ROW_FIELDS]:
+            self.raw_rows[which::ROW_FIELDS] = column
+            self.rows_version += 1
 
     def _find_aligned(self) -> list[bool]:
         """The rows whose tensors all begin where a vector may begin."""
@@ -290,7 +298,7 @@ class Launch:
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
-        if self.settled and 0 not in self.gradient_addresses:
+        if self.settled and self.missing is None:
             for settled, t in zip(self.entries, self.steps):
                 settled["step"] = t + 1  # type: ignore[index]
             return
@@ -298,16 +306,17 @@ class Launch:
         for row, (gradient, entry, t) in enumerate(zip(self.gradients, self.entries, self.steps)):
             if gradient is None:
                 continue
-            if not entry or entry["exp_avg"] is not self.exp_avgs[row]:
+            if not self.settled:
                 entry = state[self.weights[row]]
-                entry["step"] = t
+                entry["step"] = t  # the first key of it
                 entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
+            assert entry is not None
             entry["step"] = t + 1
 
     @property
     def stepped(self) -> list[Tensor]:
         """The weights that have a gradient in this step."""
-        if 0 not in self.gradient_addresses:
+        if self.missing is None:
             return self.weights
         return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
 

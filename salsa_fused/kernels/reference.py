@@ -8,7 +8,7 @@ Slow and simple, and the arithmetic that every other backend repeats bit for bit
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,8 @@ class ReferenceBackend:
             w = launch.saved_view(row.number).to(row.g.dtype)
             row.weight.copy_(w.sub(_trial_direction(row).mul(row.c.step)))
 
-    def adam_step(self, launch: Launch) -> None:
+    def adam_step(self, launch: Launch) -> Callable[[], None]:
+        written: list[tuple[Tensor, Tensor]] = []
         for index, weight, g, exp_avg, exp_avg_sq, c in _rows(launch):
             m = exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
             v = _second_moment(exp_avg_sq, g, c)
@@ -52,7 +53,16 @@ class ReferenceBackend:
             d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
             w = w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step))
             for old, new in ((weight, w), (exp_avg, m), (exp_avg_sq, v)):
-                old.copy_(new if launch.skip is None else torch.where(launch.skip != 0, old, new))
+                new = new.to(old.dtype)
+                if launch.skip is not None:
+                    new = torch.where(launch.skip != 0, old, new)
+                written.append((old, new))
+
+        def write() -> None:
+            for old, new in written:
+                old.copy_(new)
+
+        return write
 
 
 class _Row(NamedTuple):

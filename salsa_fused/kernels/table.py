@@ -39,7 +39,9 @@ class Table:
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
         self._empty: list[Tensor] = []
-        self._entries: list[dict[str, Any]] | None = None  # of the state, as launches have them
+        self._entries: list[Any] | None = (
+            None  # keys and values of the state, as launches have them
+        )
 
     def refresh(self, groups: Groups, state: State) -> bool:
         """Take up this step's gradients; whether there is any.
@@ -81,7 +83,9 @@ class Table:
         for launch in self.launches:
             if skip is not None:
                 launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
-            launch.backend.adam_step(launch)
+        writes = [launch.backend.adam_step(launch) for launch in self.launches]
+        for launch, write in zip(self.launches, writes):
+            write()
             launch.moved = False
         _weights_moved()
 
@@ -122,12 +126,13 @@ class Table:
 
     def _take_up(self, groups: Groups, state: State) -> bool:
         """Read gradients, moments and counts; false where the table fits no longer."""
-        entries = list(state.values())  # looking each weight up would call Tensor.__hash__
+        entries = [*state, *state.values()]  # looking each weight up would call Tensor.__hash__
         known = self._entries
         same = known is not None and len(known) == len(entries) and all(map(is_, entries, known))
         fits = (
             [len(group["params"]) for group in groups] == self._group_sizes
             and all(map(is_, parameters_of(groups), self._parameters))
+            and not any(weight.numel() for weight in self._empty)
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
         self._entries = entries if fits else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -49,42 +50,68 @@ class TritonBackend:
     def first_trial(self, launch: Launch) -> Tensor:
         chunks = len(launch.raw_chunks) // CHUNK_FIELDS
         partials = torch.empty(chunks, dtype=torch.float64, device=launch.device)
-        _run("first_trial", launch, launch.saved, partials)
+        _ready("first_trial", launch, launch.saved, partials)()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
 
     def next_trial(self, launch: Launch) -> None:
-        _run("next_trial", launch, launch.saved)
+        _ready("next_trial", launch, launch.saved)()
 
-    def adam_step(self, launch: Launch) -> None:
-        _run("adam_step", launch, launch.saved, launch.skip)
+    def adam_step(self, launch: Launch) -> Callable[[], None]:
+        return _ready("adam_step", launch, launch.saved, launch.skip)
 
 
-def _run(kernel: str, launch: Launch, *tensors: Tensor | None) -> None:
-    on_gpu = launch.device.type == "cuda"
-    with torch.cuda.device(launch.device) if on_gpu else nullcontext():
-        stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
-        table = table_on_device(launch, stream)
-        start(
-            getattr(_kernels(), kernel),
-            len(launch.raw_chunks) // CHUNK_FIELDS,
-            (*table, *tensors, launch.n_vector_chunks),
-            launch.dtype,
-        )
-    # autograd does not see writes through addresses
-    torch.autograd.graph.increment_version(launch.stepped)
+def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], None]:
+    """Send the table and compile the kernel; what is returned launches it."""
+    kernel, dtype = getattr(_kernels(), name), launch.dtype
+    programs = len(launch.raw_chunks) // CHUNK_FIELDS
+    with _on(launch.device) as stream:
+        arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
+        variant = (name, dtype, launch.device, *[tensor is None for tensor in tensors])
+        if variant not in _compiled:
+            compile_only(kernel, arguments, dtype)
+            _compiled.add(variant)
+
+    def write() -> None:
+        # autograd does not see writes through addresses
+        torch.autograd.graph.increment_version(launch.stepped)
+        with _on(launch.device):
+            start(kernel, programs, arguments, dtype)
+
+    return write
+
+
+_compiled: set[tuple[Any, ...]] = set()  # kernels, by what they are compiled for
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[int | None]:
+    """The device as the current one, and its current stream; None for both on the CPU."""
+    if device.type == "cpu":
+        yield None
+    else:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream().cuda_stream
 
 
 def start(kernel: Any, programs: int, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
     """Launch a kernel of :mod:`.triton_kernels` on the current device and stream."""
-    kernel[(programs,)](
-        *arguments,
-        DTYPE=_kernels().DTYPES[dtype],
-        VECTOR=TritonBackend.vector_bytes // dtype.itemsize,
-        THREADS=THREADS,
-        num_warps=THREADS // 32,
-        enable_fp_fusion=False,  # fma would give other bits than every other backend
-    )
+    kernel[(programs,)](*arguments, **_constants(dtype))
+
+
+def compile_only(kernel: Any, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+    if not interpreted():
+        kernel.warmup(*arguments, grid=(1,), **_constants(dtype))
+
+
+def _constants(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "DTYPE": _kernels().DTYPES[dtype],
+        "VECTOR": TritonBackend.vector_bytes // dtype.itemsize,
+        "THREADS": THREADS,
+        "num_warps": THREADS // 32,
+        "enable_fp_fusion": False,  # fma would give other bits than every other backend
+    }
 
 
 @cache
@@ -119,7 +146,8 @@ def launch_failure(device: torch.device) -> str | None:
     try:
         if device.type == "cuda":
             with torch.cuda.device(device):
-                _kernels().probe[(1,)](torch.empty(1, dtype=torch.int32, device=device))
+                number = torch.empty(1, dtype=torch.int32, device=device)
+                _kernels().probe[(1,)](number, enable_fp_fusion=False)
         else:
             _kernels()
     except torch.OutOfMemoryError:
