@@ -523,6 +523,7 @@ def test_a_gpu_without_room_is_reported(monkeypatch):
 
 
 def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(host, "TENSORS", 3)
     file = tmp_path / "host.json"
     arguments = Namespace(device="cpu", rounds=4, json=file)
