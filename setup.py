@@ -1,11 +1,19 @@
-"""Builds the C++ kernels with ninja; everything else about the package stands in pyproject.toml.
+"""Builds the kernels with ninja; everything else about the package stands in pyproject.toml.
 
-Neither torch nor a GPU is looked at here.  Without a working compiler the pure-Python package is
-installed all the same, and `python -m salsa_fused` says what is missing.
+Neither torch nor a GPU is looked at here.  Without a working C++ compiler the pure-Python package
+is installed all the same, without a working nvcc the CPU's kernels alone, and
+`python -m salsa_fused` says what is missing.  From the environment:
+
+CXX, CUDA_HOME           the compilers, where they are not on PATH
+SALSA_FUSED_CUDA_ARCHS   such as "8.6;9.0", in place of the default ones
+SALSA_FUSED_SKIP_CUDA    1: leave the CUDA kernels out
+SALSA_FUSED_FORCE_CUDA   1: an installation without them is an error
+SALSA_FUSED_SANITIZE     1: what `make sanitize` sets
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +24,32 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["csrc/cpu_kernels.cpp", "csrc/module.cpp"]
-HEADERS = ["csrc/adam.h", "csrc/cpu_kernels.h", "csrc/storage.h"]
+SHARED = ["csrc/adam.h", "csrc/chunks.h", "csrc/storage.h"]
+CPU = Extension(
+    "salsa_fused._native",
+    ["csrc/cpu_kernels.cpp", "csrc/module.cpp"],
+    depends=["csrc/cpu_kernels.h", *SHARED],
+    optional=True,
+)
+CUDA = Extension(
+    "salsa_fused._native_cuda",
+    ["csrc/cuda_kernels.cu", "csrc/cuda_module.cpp"],
+    depends=["csrc/cuda_kernels.h", *SHARED],
+    optional=True,
+)
+
+# A100, A40, L4 and RTX 40, H100 and H200, B200, RTX 50; nvcc leaves out those it does not know
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 # No -ffast-math: the same bits on every machine are worth more (see csrc/adam.h).
 CXX_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+]
+
+# The same bits as on the CPU; no -lineinfo and no -G, which would put paths into the binary.
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
 ]
 
 # `make sanitize`: reads and writes out of bounds and undefined behaviour end the process.
@@ -37,8 +64,13 @@ rule compile
   depfile = $out.d
   deps = gcc
   description = compile $in
+rule nvcc
+  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $in
 rule link
-  command = $cxx $in -o $out $link_flags
+  command = $linker $in -o $out $link_flags
   description = link $out
 """
 
@@ -49,44 +81,78 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext):
         reason = None
         try:
-            if self.compiler.compiler_type == "msvc":
+            if ext is CUDA:
+                self.build_cuda(ext)
+            elif self.compiler.compiler_type == "msvc":
                 ext.extra_compile_args = ["/O2", "/std:c++17", "/openmp", "/fp:precise"]
                 ext.include_dirs.append(pybind11_include())
                 super().build_extension(ext)
             else:
-                self.build_with_ninja(ext)
+                self.build_cpu(ext)
         except Exception as error:  # any failure leaves a working pure-Python package
+            if ext is CUDA and wanted("SALSA_FUSED_FORCE_CUDA"):
+                raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            rule = "!" * 78
-            print(
-                f"{rule}\nsalsa_fused: the C++ kernels were not built: {reason}\n"
-                f"The pure-Python package is installed; it is slower.\n{rule}",
-                file=sys.stderr,
-            )
+            self.say_what_is_missing(ext, reason)
         self.leave_note(ext, reason)
 
-    def build_with_ninja(self, ext):
+    def say_what_is_missing(self, ext, reason):
+        kernels, rest = "C++ kernels", "The pure-Python package is installed; it is slower."
+        if ext is CUDA:
+            kernels, rest = "CUDA kernels", "GPUs are served by Triton, or else slowly."
+        lines = [f"salsa_fused: the {kernels} were not built: {reason}", rest]
+        rule = "!" * 78
+        print("\n".join([rule, *lines, rule]), file=sys.stderr)
+
+    def build_cpu(self, ext):
         cxx = find_compiler()
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        work = Path(self.build_temp).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sanitize = SANITIZE_FLAGS if os.environ.get("SALSA_FUSED_SANITIZE") else []
+        sanitize = SANITIZE_FLAGS if wanted("SALSA_FUSED_SANITIZE") else []
         openmp = ["-fopenmp"] if compiles_with(cxx, "-fopenmp") else []
-        python_headers = self.compiler.include_dirs  # a list that distutils filled
-        includes = [f"-I{path}" for path in [pybind11_include(), *python_headers]]
         shared = ["-shared"]
         if sys.platform == "darwin":
             shared = ["-bundle", "-undefined", "dynamic_lookup"]
-        objects = [work / (Path(source).stem + ".o") for source in ext.sources]
-        lines = [
-            NINJA_FILE,
-            f"cxx = {quoted(cxx)}",
-            f"flags = {' '.join(quoted(f) for f in [*CXX_FLAGS, *sanitize, *openmp, *includes])}",
-            f"link_flags = {' '.join(shared + sanitize + openmp)}",
-        ]
+        flags = [*CXX_FLAGS, *sanitize, *openmp, *self.includes()]
+        self.build_with_ninja(
+            ext, cxx=[cxx], flags=flags, linker=[cxx], link_flags=shared + sanitize + openmp
+        )
+
+    def build_cuda(self, ext):
+        if wanted("SALSA_FUSED_SKIP_CUDA"):
+            raise RuntimeError("SALSA_FUSED_SKIP_CUDA is set")
+        if self.compiler.compiler_type == "msvc" or sys.platform == "darwin":
+            raise RuntimeError("they are built on Linux only")
+        nvcc, cxx = find_nvcc(), find_compiler()
+        architectures = choose_architectures(nvcc)
+        newest = architectures[-1]
+        targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        names = ", ".join(f"{a // 10}.{a % 10}" for a in architectures)
+        define = f'-DSALSA_CUDA_ARCHITECTURES=\\"{names.replace(" ", "")}\\"'
+        self.build_with_ninja(
+            ext,
+            cxx=[cxx],
+            flags=[*CXX_FLAGS, define, *self.includes()],
+            nvcc=[nvcc, "-ccbin", cxx],
+            nvcc_flags=[*NVCC_FLAGS, *targets],
+            linker=[nvcc, "-ccbin", cxx],
+            link_flags=["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"],
+        )
+
+    def includes(self):
+        python_headers = self.compiler.include_dirs  # a list that distutils filled
+        return [f"-I{path}" for path in [pybind11_include(), *python_headers]]
+
+    def build_with_ninja(self, ext, **variables):
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        work = Path(self.build_temp).resolve() / ext.name
+        work.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines = [NINJA_FILE]
+        lines += [f"{name} = {' '.join(map(quoted, value))}" for name, value in variables.items()]
+        objects = [work / (Path(source).name + ".o") for source in ext.sources]
         for source, output in zip(ext.sources, objects):
-            lines.append(f"build {escaped(output)}: compile {escaped(HERE / source)}")
+            rule = "nvcc" if source.endswith(".cu") else "compile"
+            lines.append(f"build {escaped(output)}: {rule} {escaped(HERE / source)}")
         lines.append(f"build {escaped(target)}: link {' '.join(escaped(o) for o in objects)}")
         (work / "build.ninja").write_text("\n".join(lines) + "\n")
         run([find_ninja(), "-C", str(work), str(target)])
@@ -96,9 +162,12 @@ class NinjaBuild(build_ext):
         folders = [Path(self.get_ext_fullpath(ext.name)).resolve().parent]
         if getattr(self, "editable_mode", False):
             folders.append(HERE / "salsa_fused")
+        name = "cuda" if ext is CUDA else "native"
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "_build.json").write_text(json.dumps({"native": reason}) + "\n")
+            note = folder / "_build.json"
+            known = json.loads(note.read_text()) if note.exists() else {}
+            note.write_text(json.dumps({**known, name: reason}) + "\n")
 
 
 def find_compiler():
@@ -109,11 +178,39 @@ def find_compiler():
     raise RuntimeError("no C++ compiler was found (c++, g++ or clang++ on PATH, or $CXX)")
 
 
-def find_ninja():
-    path = shutil.which("ninja")
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = [Path(home) / "bin" / "nvcc"] if home else []
+    path = next((str(path) for path in found if path.exists()), None) or shutil.which("nvcc")
     if path is None:
-        raise RuntimeError("ninja was not found (pip install ninja)")
+        raise RuntimeError("nvcc was not found (on PATH, or in $CUDA_HOME/bin)")
     return path
+
+
+def choose_architectures(nvcc):
+    """Those asked for or the default ones, as numbers (86 is 8.6), as far as this nvcc has them."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = {int(number) for number in re.findall(r"compute_(\d+)\b", listed.stdout)}
+    asked = re.findall(r"\d+", os.environ.get("SALSA_FUSED_CUDA_ARCHS", "").replace(".", ""))
+    chosen = sorted({int(number) for number in asked or ARCHITECTURES} & known)
+    unknown = {int(number) for number in asked} - known
+    if unknown or not chosen:
+        raise RuntimeError(f"nvcc knows {sorted(known)}, and not {sorted(unknown)}")
+    return chosen
+
+
+def wanted(variable):
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def find_ninja():
+    if path := shutil.which("ninja"):
+        return path
+    try:
+        import ninja  # its package, where a virtual environment's programs are not on PATH
+    except ImportError:
+        raise RuntimeError("ninja was not found (pip install ninja)") from None
+    return str(Path(ninja.BIN_DIR) / "ninja")
 
 
 def pybind11_include():
@@ -147,6 +244,6 @@ def escaped(path):
 
 
 setup(
-    ext_modules=[Extension("salsa_fused._native", SOURCES, depends=HEADERS, optional=True)],
+    ext_modules=[CPU, CUDA],
     cmdclass={"build_ext": NinjaBuild},
 )

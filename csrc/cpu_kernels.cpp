@@ -141,16 +141,16 @@ T* at(std::int64_t address, std::int64_t offset) {
     return reinterpret_cast<T*>(address) + offset;
 }
 
-// Calls work(row, class, chunk, index) for every chunk whose row has a gradient.
+// Calls work(row, class, span, index) for every chunk whose row has a gradient.
 template <class Work>
 void for_each_chunk(const Launch& launch, const Work& work) {
 #if defined(_OPENMP)
 #pragma omp parallel for schedule(static) num_threads(launch.threads)
 #endif
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) {
-        const Chunk& chunk = launch.chunks[k];
-        const Row& row = launch.rows[chunk.row];
-        if (row.gradient != 0) work(row, launch.classes[row.klass], chunk, k);
+        const Span span = span_of(launch.chunks, k, 0, 1);
+        const Row& row = launch.rows[span.row];
+        if (row.gradient != 0) work(row, launch.classes[row.klass], span, k);
     }
 }
 
@@ -158,12 +158,12 @@ template <class T>
 double first_trial_of(const Launch& launch, double* partials) {
     T* saved = static_cast<T*>(launch.saved);
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) partials[k] = 0.0;
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t k) {
         partials[k] = first_trial_chunk(
-            at<T>(row.weight, chunk.start), at<const T>(row.gradient, chunk.start),
-            at<const float>(row.exp_avg_sq, chunk.start), saved + row.saved + chunk.start,
-            chunk.end - chunk.start, c, launch.stream);
+            at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
+            at<const float>(row.exp_avg_sq, span.start), saved + row.saved + span.start,
+            span.size, c, launch.stream);
     });
     double slope = 0.0;
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) slope += partials[k];
@@ -173,11 +173,11 @@ double first_trial_of(const Launch& launch, double* partials) {
 template <class T>
 void next_trial_of(const Launch& launch) {
     const T* saved = static_cast<const T*>(launch.saved);
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t) {
-        next_trial_chunk(at<T>(row.weight, chunk.start), at<const T>(row.gradient, chunk.start),
-                         at<const float>(row.exp_avg_sq, chunk.start),
-                         saved + row.saved + chunk.start, chunk.end - chunk.start, c,
+        next_trial_chunk(at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
+                         at<const float>(row.exp_avg_sq, span.start),
+                         saved + row.saved + span.start, span.size, c,
                          launch.stream);
     });
 }
@@ -185,13 +185,13 @@ void next_trial_of(const Launch& launch) {
 template <class T>
 void adam_step_of(const Launch& launch) {
     const T* saved = static_cast<const T*>(launch.saved);
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Chunk& chunk,
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t) {
-        T* weight = at<T>(row.weight, chunk.start);
-        const T* from = saved != nullptr ? saved + row.saved + chunk.start : weight;
-        adam_step_chunk(weight, from, at<const T>(row.gradient, chunk.start),
-                        at<float>(row.exp_avg, chunk.start),
-                        at<float>(row.exp_avg_sq, chunk.start), chunk.end - chunk.start, c);
+        T* weight = at<T>(row.weight, span.start);
+        const T* from = saved != nullptr ? saved + row.saved + span.start : weight;
+        adam_step_chunk(weight, from, at<const T>(row.gradient, span.start),
+                        at<float>(row.exp_avg, span.start),
+                        at<float>(row.exp_avg_sq, span.start), span.size, c);
     });
 }
 

@@ -1,7 +1,7 @@
 // The three kernels on the CPU: each is one parallel region for the whole model.
 #pragma once
 
-#include "adam.h"
+#include "chunks.h"
 
 namespace salsa::cpu {
 

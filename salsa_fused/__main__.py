@@ -9,7 +9,7 @@ import warnings
 import torch
 
 from . import __version__
-from .kernels import native, triton_backend
+from .kernels import native, native_cuda, triton_backend
 from .kernels.choice import ENVIRONMENT_VARIABLE, choose_backend, forced_backend
 
 
@@ -21,7 +21,8 @@ def report() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("gpu", _gpu()),
         ("triton", _triton()),
-        ("native", _native()),
+        ("native, cpu", _native()),
+        ("native, cuda", _native_cuda()),
         ("reference", "available: plain torch, any device and floating dtype, slow"),
         (f"${ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE) or "not set"),
         *[(f"fp32 on {device}", _serving(device)) for device in _devices()],
@@ -49,6 +50,14 @@ def _native() -> str:
     if reason is not None:
         return f"missing: {reason}"
     return f"available on the CPU for fp32, bf16 and fp16: {native.description()}"
+
+
+def _native_cuda() -> str:
+    reason = native_cuda.missing()
+    if native_cuda.module is None:
+        return f"missing: {reason}"
+    served = "available for fp32, bf16 and fp16" if reason is None else f"not used: {reason}"
+    return f"{served}: {native_cuda.description()}"
 
 
 def _devices() -> list[str]:

@@ -1,4 +1,4 @@
-"""Installing where there is no compiler: the pure-Python package, and it says what is missing."""
+"""Installing with every compiler, without nvcc, and without any: each says what is missing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,22 +17,28 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def build_wheel(folder: Path, path: str) -> tuple[Path, str]:
-    """The wheel that pip builds with these programs on PATH, and what the build printed."""
-    source = folder / "source"  # a copy: the build leaves files behind
+def copy_of_the_sources(folder: Path) -> Path:
+    """Building leaves files behind."""
+    source = folder / "source"
     built = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
     for name in ("csrc", "salsa_fused"):
         shutil.copytree(ROOT / name, source / name, ignore=built)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)
+    return source
+
+
+def build_wheel(folder: Path, path: str, **variables: str) -> tuple[Path, str]:
+    """The wheel that pip builds with these programs on PATH, and what the build printed."""
+    source = copy_of_the_sources(folder)
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", str(folder), "."]
     if all(map(importlib.util.find_spec, ("pybind11", "setuptools", "ninja"))):
         command.insert(-1, "--no-build-isolation")
-    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC", "PYTHONPATH")}
-    done = subprocess.run(
-        command, cwd=source, env={**environment, "PATH": path}, capture_output=True, text=True
-    )
+    unset = ("CXX", "CC", "PYTHONPATH", "CUDA_HOME", "CUDA_PATH")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    environment |= {"PATH": path, **variables}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel, done.stdout + done.stderr
@@ -62,7 +69,7 @@ def run_installed(wheel: Path, folder: Path, *arguments: str) -> subprocess.Comp
 def test_the_build_says_so_and_leaves_pure_python(without_compiler):
     wheel, output = without_compiler
     names = zipfile.ZipFile(wheel).namelist()
-    assert not [name for name in names if "_native" in name]
+    assert not [name for name in names if name.endswith((".so", ".pyd"))]
     assert "salsa_fused/optimizer.py" in names and "salsa_fused/py.typed" in names
     note = json.loads(zipfile.ZipFile(wheel).read("salsa_fused/_build.json"))
     assert note["native"].startswith("no C++ compiler was found")
@@ -94,3 +101,83 @@ def test_it_trains_and_warns_once(without_compiler, tmp_path):
     assert done.returncode == 0, done.stderr
     warned, weight = done.stdout.split()
     assert warned == "1" and abs(float(weight)) < 0.5
+
+
+# -- with a C++ compiler, with and without nvcc -----------------------------------------------
+
+TOOLS = ("c++", "g++", "gcc", "cc", "as", "ld", "ar")
+needs_cxx = pytest.mark.skipif(
+    shutil.which("c++") is None or sys.platform != "linux", reason="needs a C++ compiler on Linux"
+)
+
+
+def compiled_modules(wheel: Path) -> set[str]:
+    names = zipfile.ZipFile(wheel).namelist()
+    return {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
+
+
+@needs_cxx
+def test_without_nvcc_the_cpus_kernels_alone(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in TOOLS:
+        if path := shutil.which(tool):
+            (tools / tool).symlink_to(path)
+    wheel, output = build_wheel(tmp_path, str(tools))
+    assert compiled_modules(wheel) == {"_native"}
+    assert "the CUDA kernels were not built: nvcc was not found" in output
+    done = run_installed(wheel, tmp_path, "-m", "salsa_fused")
+    assert "native, cuda          missing: it was not built: nvcc was not found" in done.stdout
+    assert "served by native" in done.stdout
+
+
+@needs_cxx
+def test_skipping_and_forcing_cuda(tmp_path):
+    wheel, _ = build_wheel(tmp_path, os.environ["PATH"], SALSA_FUSED_SKIP_CUDA="1")
+    assert compiled_modules(wheel) == {"_native"}
+    note = json.loads(zipfile.ZipFile(wheel).read("salsa_fused/_build.json"))
+    assert note == {"native": None, "cuda": "SALSA_FUSED_SKIP_CUDA is set"}
+    both = {"SALSA_FUSED_SKIP_CUDA": "1", "SALSA_FUSED_FORCE_CUDA": "1"}
+    with pytest.raises(AssertionError, match="SALSA_FUSED_SKIP_CUDA is set"):
+        build_wheel(tmp_path / "forced", os.environ["PATH"], **both)
+
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+@needs_cxx
+@needs_nvcc
+def test_with_nvcc_all_kernels(tmp_path):
+    """For the architectures that are asked for; nothing of this machine stands in the wheel."""
+    archs = {"SALSA_FUSED_CUDA_ARCHS": "8.6;9.0"}
+    wheel, _ = build_wheel(tmp_path, os.environ["PATH"], **archs)
+    assert compiled_modules(wheel) == {"_native", "_native_cuda"}
+    for name in zipfile.ZipFile(wheel).namelist():
+        content = zipfile.ZipFile(wheel).read(name)
+        assert str(tmp_path).encode() not in content, name
+    done = run_installed(wheel, tmp_path, "-m", "salsa_fused")
+    assert "CUDA C++ for compute capability 8.6, 9.0\n" in done.stdout
+
+
+@needs_cxx
+@needs_nvcc
+def test_an_architecture_that_nvcc_does_not_know(tmp_path):
+    archs = {"SALSA_FUSED_CUDA_ARCHS": "1.0"}
+    wheel, output = build_wheel(tmp_path, os.environ["PATH"], **archs)
+    assert compiled_modules(wheel) == {"_native"}
+    assert "and not [10]" in output
+
+
+def test_the_source_distribution_holds_all_sources(tmp_path):
+    source = copy_of_the_sources(tmp_path)
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    for folder in ("csrc", "salsa_fused"):
+        files = [
+            p for p in (source / folder).rglob("*") if p.suffix in (".cpp", ".cu", ".h", ".py")
+        ]
+        assert {str(path.relative_to(source)) for path in files} <= names

@@ -11,14 +11,17 @@ from ..warning import warn
 from . import native, triton_backend
 from .interface import Backend
 from .native import NativeBackend
+from .native_cuda import NativeCudaBackend
 from .reference import ReferenceBackend
 from .triton_backend import TritonBackend
 
-BACKENDS: dict[str, Backend] = {  # the fastest first
+BACKENDS: dict[str, Backend] = {
     "triton": TritonBackend(),
     "native": NativeBackend(),
     "reference": ReferenceBackend(),
 }
+
+NATIVE_CUDA = NativeCudaBackend()  # what `native` is on a GPU
 
 ENVIRONMENT_VARIABLE = "SALSA_FUSED_BACKEND"
 
@@ -48,7 +51,10 @@ def choose_backend(
     Raises:
         RuntimeError: the forced backend cannot serve it; the message says why.
     """
+    on_gpu = weight.device.type == "cuda"
     if forced is not None:
+        if forced is BACKENDS["native"] and on_gpu:
+            forced = NATIVE_CUDA
         reason = forced.refusal(weight, gradient_dtype)
         if reason is not None:
             raise RuntimeError(
@@ -57,27 +63,29 @@ def choose_backend(
                 f"Leave backend=None (and ${ENVIRONMENT_VARIABLE} unset) to choose another."
             )
         return forced
-    candidates = [*BACKENDS.values()]
+    candidates = [BACKENDS["triton"], NATIVE_CUDA] if on_gpu else []  # the fastest first
     if weight.device.type == "cpu":
-        candidates.remove(BACKENDS["triton"])  # interpreted it serves there, to be tested
+        candidates = [BACKENDS["native"]]
+    candidates.append(BACKENDS["reference"])
     chosen = next(b for b in candidates if b.refusal(weight, gradient_dtype) is None)
-    if chosen.name == "reference":
-        _warn_of_slow_kernels(weight)
+    if chosen is not candidates[0]:
+        _warn_of_what_is_missing(weight, chosen)
     return chosen
 
 
 _warned_of: set[str] = set()
 
 
-def _warn_of_slow_kernels(weight: Tensor) -> None:
+def _warn_of_what_is_missing(weight: Tensor, chosen: Backend) -> None:
     """Say once for each kind of device that something is missing which could be there."""
     kind = weight.device.type
     reason = {"cpu": native.missing, "cuda": lambda: _no_triton(weight)}.get(kind, lambda: None)()
     if reason is not None and kind not in _warned_of:
         _warned_of.add(kind)
         kernels = "compiled" if kind == "cpu" else "Triton"
+        instead = "its CUDA C++ kernels serve" if chosen is NATIVE_CUDA else "several times slower"
         warn(
-            f"salsa_fused runs without its {kernels} kernels, several times slower: {reason}. "
+            f"salsa_fused runs without its {kernels} kernels, {instead}: {reason}. "
             "`python -m salsa_fused` tells more.",
         )
 

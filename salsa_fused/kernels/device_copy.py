@@ -10,6 +10,8 @@ That holds on one stream, so a table that was sent on another stream is sent aga
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,3 +56,13 @@ def send(numbers: array[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return host.clone()
     return host.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[int | None]:
+    """The device as the current one, and its current stream; None for both on the CPU."""
+    if device.type == "cpu":
+        yield None
+    else:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream().cuda_stream

@@ -37,12 +37,14 @@ def missing() -> str | None:
     """Why the compiled module is not there; None if it is."""
     if module is not None:
         return None
+    return reason_of_build("native") or f"the compiled module does not load: {_import_error}"
+
+
+def reason_of_build(name: str) -> str | None:
+    """What `pip install` noted where it left these kernels out."""
     note = Path(__file__).parent.parent / "_build.json"
-    if note.exists():
-        reason = json.loads(note.read_text()).get("native")
-        if reason:
-            return f"it was not built: {reason}"
-    return f"the compiled module does not load: {_import_error}"
+    reason = json.loads(note.read_text()).get(name) if note.exists() else None
+    return f"it was not built: {reason}" if reason else None
 
 
 def description() -> str:

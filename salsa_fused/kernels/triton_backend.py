@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_copy import table_on_device
+from .device_copy import on_device, table_on_device
 from .launch import CHUNK_FIELDS, Launch
 from .layout import is_dense
 
@@ -65,7 +64,7 @@ def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], N
     """Send the table and compile the kernel; what is returned launches it."""
     kernel, dtype = getattr(_kernels(), name), launch.dtype
     programs = len(launch.raw_chunks) // CHUNK_FIELDS
-    with _on(launch.device) as stream:
+    with on_device(launch.device) as stream:
         arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
         variant = (name, dtype, launch.device, *[tensor is None for tensor in tensors])
         if variant not in _compiled:
@@ -75,23 +74,13 @@ def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], N
     def write() -> None:
         # autograd does not see writes through addresses
         torch.autograd.graph.increment_version(launch.stepped)
-        with _on(launch.device):
+        with on_device(launch.device):
             start(kernel, programs, arguments, dtype)
 
     return write
 
 
 _compiled: set[tuple[Any, ...]] = set()  # kernels, by what they are compiled for
-
-
-@contextmanager
-def _on(device: torch.device) -> Iterator[int | None]:
-    """The device as the current one, and its current stream; None for both on the CPU."""
-    if device.type == "cpu":
-        yield None
-    else:
-        with torch.cuda.device(device):
-            yield torch.cuda.current_stream().cuda_stream
 
 
 def start(kernel: Any, programs: int, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:

@@ -1,0 +1,250 @@
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda_kernels.h"
+#include "storage.h"
+
+// A block of threads works on one chunk.  Of an aligned chunk each thread holds one 16-byte vector of
+// the weights at a time; of any other, a single element.
+namespace salsa::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+// N numbers at once, 16 bytes an access where they are as many.
+template <int N, class T>
+__device__ __forceinline__ void read(const T* from, T (&to)[N]) {
+    __builtin_assume(__isGlobal(from));  // an address from a table says not where it lies
+    if constexpr (N * sizeof(T) >= 16) {
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(N * sizeof(T) / 16); ++i) {
+            const uint4 bytes = reinterpret_cast<const uint4*>(from)[i];
+            memcpy(reinterpret_cast<char*>(to) + 16 * i, &bytes, 16);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) to[i] = from[i];
+    }
+}
+
+template <int N, class T>
+__device__ __forceinline__ void write(T* to, const T (&from)[N]) {
+    __builtin_assume(__isGlobal(to));
+    if constexpr (N * sizeof(T) >= 16) {
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(N * sizeof(T) / 16); ++i) {
+            uint4 bytes;
+            memcpy(&bytes, reinterpret_cast<const char*>(from) + 16 * i, 16);
+            reinterpret_cast<uint4*>(to)[i] = bytes;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) to[i] = from[i];
+    }
+}
+
+// -- reads w, g, v; writes saved, w and a partial slope ---------------------------------------
+
+template <int N, class T>
+__device__ __forceinline__ double first_trial_span(T* w, const T* g, const float* v, T* saved,
+                                                   std::int64_t size, const AdamClass& c) {
+    double sum = 0.0;
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N];
+        float vs[N];
+        read(w + i, ws);
+        read(g + i, gs);
+        read(v + i, vs);
+        write(saved + i, ws);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const float gradient = load(gs[j]);
+            const float direction = trial_direction(gradient, vs[j], c);
+            ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
+            sum += gradient * direction;
+        }
+        write(w + i, ws);
+    }
+    return sum;
+}
+
+// The threads' sums, added in a tree: the same order in every run.
+__device__ __forceinline__ double sum_of_block(double own) {
+    __shared__ double sums[kThreads];
+    sums[threadIdx.x] = own;
+    __syncthreads();
+#pragma unroll
+    for (int half = kThreads / 2; half > 0; half /= 2) {
+        if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    return sums[0];
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, double* partials) {
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    const AdamClass c = launch.classes[row.klass];
+    double sum = 0.0;
+    if (row.gradient != 0) {
+        T* w = reinterpret_cast<T*>(row.weight) + span.start;
+        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+        const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
+        T* saved = static_cast<T*>(launch.saved) + row.saved + span.start;
+        sum = span.vectors ? first_trial_span<kVector<T>>(w, g, v, saved, span.size, c)
+                           : first_trial_span<1>(w, g, v, saved, span.size, c);
+    }
+    sum = sum_of_block(sum);
+    if (threadIdx.x == 0) partials[blockIdx.x] = sum * c.slope_scale;
+}
+
+// -- reads saved, g, v; writes w --------------------------------------------------------------
+
+template <int N, class T>
+__device__ __forceinline__ void next_trial_span(T* w, const T* g, const float* v, const T* saved,
+                                                std::int64_t size, const AdamClass& c) {
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N];
+        float vs[N];
+        read(saved + i, ws);
+        read(g + i, gs);
+        read(v + i, vs);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const float direction = trial_direction(load(gs[j]), vs[j], c);
+            ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
+        }
+        write(w + i, ws);
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    if (row.gradient == 0) return;
+    const AdamClass c = launch.classes[row.klass];
+    T* w = reinterpret_cast<T*>(row.weight) + span.start;
+    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+    const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
+    const T* saved = static_cast<const T*>(launch.saved) + row.saved + span.start;
+    if (span.vectors)
+        next_trial_span<kVector<T>>(w, g, v, saved, span.size, c);
+    else
+        next_trial_span<1>(w, g, v, saved, span.size, c);
+}
+
+// -- reads saved or w, and g, m, v; writes m, v, w --------------------------------------------
+
+template <int N, class T>
+__device__ __forceinline__ void adam_step_span(T* w, const T* from, const T* g, float* m, float* v,
+                                               std::int64_t size, const AdamClass& c) {
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N];
+        float ms[N], vs[N];
+        read(from + i, ws);
+        read(g + i, gs);
+        read(m + i, ms);
+        read(v + i, vs);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const float gradient = load(gs[j]);
+            ms[j] = first_moment(ms[j], gradient, c);
+            vs[j] = second_moment(vs[j], gradient, c);
+            ws[j] = Stored<T>::from(stepped_weight(load(ws[j]), ms[j], vs[j], c));
+        }
+        write(m + i, ms);
+        write(v + i, vs);
+        write(w + i, ws);
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) adam_step_kernel(Launch launch) {
+    if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;  // what is no number, too
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    if (row.gradient == 0) return;
+    const AdamClass c = launch.classes[row.klass];
+    T* w = reinterpret_cast<T*>(row.weight) + span.start;
+    const T* from = launch.saved == nullptr
+                        ? w
+                        : static_cast<const T*>(launch.saved) + row.saved + span.start;
+    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+    float* m = reinterpret_cast<float*>(row.exp_avg) + span.start;
+    float* v = reinterpret_cast<float*>(row.exp_avg_sq) + span.start;
+    if (span.vectors)
+        adam_step_span<kVector<T>>(w, from, g, m, v, span.size, c);
+    else
+        adam_step_span<1>(w, from, g, m, v, span.size, c);
+}
+
+// -- launching --------------------------------------------------------------------------------
+
+void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess)
+        throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// This library has a CUDA runtime of its own, with its own idea of the current device.
+unsigned blocks_on_device(const Launch& launch) {
+    check(cudaSetDevice(launch.device), "cudaSetDevice");
+    if (launch.n_chunks < 1 || launch.n_chunks > 0x7fffffff)
+        throw std::runtime_error("CUDA: a launch needs 1 to 2^31 - 1 chunks");
+    return static_cast<unsigned>(launch.n_chunks);
+}
+
+cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStream_t>(launch.stream); }
+
+}  // namespace
+
+void first_trial(const Launch& launch, double* partials) {
+    const unsigned blocks = blocks_on_device(launch);
+    switch (launch.dtype) {
+        case Dtype::bf16:
+            first_trial_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+            break;
+        case Dtype::fp16:
+            first_trial_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+            break;
+        default:
+            first_trial_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+    }
+    check(cudaGetLastError(), "first_trial");
+}
+
+void next_trial(const Launch& launch) {
+    const unsigned blocks = blocks_on_device(launch);
+    switch (launch.dtype) {
+        case Dtype::bf16:
+            next_trial_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+            break;
+        case Dtype::fp16:
+            next_trial_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+            break;
+        default: next_trial_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+    }
+    check(cudaGetLastError(), "next_trial");
+}
+
+void adam_step(const Launch& launch) {
+    const unsigned blocks = blocks_on_device(launch);
+    switch (launch.dtype) {
+        case Dtype::bf16:
+            adam_step_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+            break;
+        case Dtype::fp16:
+            adam_step_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+            break;
+        default: adam_step_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+    }
+    check(cudaGetLastError(), "adam_step");
+}
+
+}  // namespace salsa::cuda

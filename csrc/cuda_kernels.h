@@ -1,0 +1,34 @@
+// The three kernels on a GPU: each is one launch for the whole model.
+#pragma once
+
+#include "chunks.h"
+
+namespace salsa::cuda {
+
+enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };  // of weights, gradients, saved weights
+
+// All rows, chunks and classes of one launch; every pointer is the device's.
+struct Launch {
+    const Row* rows;
+    const Chunk* chunks;
+    std::int64_t n_chunks, n_vector;
+    const AdamClass* classes;
+    void* saved;        // the weights before the search, or null
+    const float* skip;  // null, or one number: not 0, and adam_step writes nothing
+    Dtype dtype;
+    int device;
+    void* stream;
+};
+
+// saved <- w, w <- first trial point; one partial slope per chunk, in fp64 and in a fixed order.
+void first_trial(const Launch& launch, double* partials);
+
+// w <- next trial point, from the saved weights.
+void next_trial(const Launch& launch);
+
+// m, v, w <- after the step, from the saved weights or, where `saved` is null, in place.
+void adam_step(const Launch& launch);
+
+// All throw std::runtime_error with CUDA's text where a call of its runtime fails.
+
+}  // namespace salsa::cuda

@@ -1,0 +1,44 @@
+// Python's door to the CUDA kernels: addresses, sizes and a stream as integers, no torch headers.
+#include <pybind11/pybind11.h>
+
+#include "cuda_kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using salsa::cuda::Launch;
+
+Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int64_t n_vector,
+                   Address classes, Address saved, Address skip, int dtype, int device,
+                   Address stream) {
+    return {reinterpret_cast<const salsa::Row*>(rows),
+            reinterpret_cast<const salsa::Chunk*>(chunks),
+            n_chunks,
+            n_vector,
+            reinterpret_cast<const salsa::AdamClass*>(classes),
+            reinterpret_cast<void*>(saved),
+            reinterpret_cast<const float*>(skip),
+            static_cast<salsa::cuda::Dtype>(dtype),
+            device,
+            reinterpret_cast<void*>(stream)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native_cuda, module) {
+    module.doc() = "The CUDA kernels of salsa_fused; called by salsa_fused/kernels/native_cuda.py.";
+    module.attr("architectures") = SALSA_CUDA_ARCHITECTURES;
+
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+    py::class_<Launch>(module, "CudaLaunch").def(py::init(&launch_from));
+    module.def(
+        "first_trial",
+        [](const Launch& launch, Address partials) {
+            salsa::cuda::first_trial(launch, reinterpret_cast<double*>(partials));
+        },
+        release_gil());
+    module.def("next_trial", &salsa::cuda::next_trial, release_gil());
+    module.def("adam_step", &salsa::cuda::adam_step, release_gil());
+}

@@ -1,0 +1,119 @@
+"""Backend ``native`` on a GPU: the three kernels in CUDA C++ (``csrc/``), built by ``pip install``.
+
+They serve where Triton cannot run.  Table, chunks and bits are Triton's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .device_copy import on_device, table_on_device
+from .launch import CHUNK_FIELDS, Launch
+from .layout import is_dense
+from .native import DTYPES, reason_of_build
+
+module: ModuleType | None = None
+_import_error = ""
+try:
+    module = importlib.import_module("salsa_fused._native_cuda")
+except ImportError as error:
+    _import_error = str(error)
+
+
+def missing() -> str | None:
+    """Why the compiled module cannot serve; None if it can."""
+    if module is None:
+        return reason_of_build("cuda") or f"the compiled module does not load: {_import_error}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, not for CUDA"
+    return None
+
+
+def description() -> str:
+    """What the compiled module was built for, in words."""
+    if module is None:
+        raise RuntimeError(f"backend 'native' is not available on a GPU: {missing()}")
+    return f"CUDA C++ for compute capability {module.architectures.replace(',', ', ')}"
+
+
+class NativeCudaBackend:
+    name = "native"
+    chunk_size = 1 << 14
+    vector_bytes = 16
+
+    def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
+        if (reason := missing()) is not None:
+            return reason
+        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
+            served = ", ".join(map(str, DTYPES))
+            return (
+                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
+                f"only for equal dtypes among {served}"
+            )
+        if not is_dense(weight):
+            return "it has no kernel for weights with gaps in memory"
+        return _unsupported(torch.cuda.get_device_capability(weight.device))
+
+    def first_trial(self, launch: Launch) -> Tensor:
+        chunks = len(launch.raw_chunks) // CHUNK_FIELDS
+        partials = torch.empty(chunks, dtype=torch.float64, device=launch.device)
+        _ready("first_trial", launch, partials.data_ptr())()
+        launch.moved = True
+        return partials.sum()  # no atomics in it: the same order in every run
+
+    def next_trial(self, launch: Launch) -> None:
+        _ready("next_trial", launch)()
+
+    def adam_step(self, launch: Launch) -> Callable[[], None]:
+        return _ready("adam_step", launch)
+
+
+def _unsupported(capability: tuple[int, int]) -> str | None:
+    """A GPU runs what was built for its major version, or newer: PTX of the newest is there."""
+    assert module is not None
+    built = [tuple(map(int, name.split("."))) for name in module.architectures.split(",")]
+    same_major = any(b[0] == capability[0] and b <= capability for b in built)
+    if same_major or capability >= built[-1]:
+        return None
+    return (
+        f"it is built for compute capability {module.architectures}, and this GPU has "
+        f"{capability[0]}.{capability[1]} (SALSA_FUSED_CUDA_ARCHS builds for others)"
+    )
+
+
+def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
+    """Send the table; what is returned launches."""
+    assert module is not None
+    with on_device(launch.device) as stream:
+        rows, chunks, classes = table_on_device(launch, stream)
+    native_launch = module.CudaLaunch(
+        rows.data_ptr(),
+        chunks.data_ptr(),
+        len(launch.raw_chunks) // CHUNK_FIELDS,
+        launch.n_vector_chunks,
+        classes.data_ptr(),
+        0 if launch.saved is None else launch.saved.data_ptr(),
+        0 if launch.skip is None else launch.skip.data_ptr(),
+        DTYPES.index(launch.dtype),
+        launch.device.index or 0,
+        stream or 0,
+    )
+    return partial(_write, getattr(module, kernel), launch, native_launch, arguments, classes)
+
+
+def _write(
+    kernel: Any, launch: Launch, native_launch: Any, arguments: tuple[int, ...], classes: Tensor
+) -> None:
+    # `classes` has to live until the launch is queued; autograd does not see writes by address
+    torch.autograd.graph.increment_version(launch.stepped)
+    with on_device(launch.device):
+        kernel(native_launch, *arguments)
