@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backends",
         nargs="+",
-        default=["triton"],
+        default=["triton", "native"],
         choices=("triton", "native", "reference"),
-        help="on a GPU (default: triton)",
+        help="on a GPU (default: triton native)",
     )
     parser.add_argument(
         "--threads",
