@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from . import scaling
 from .arguments import check_loss
+from .interrupts import Interrupts
+from .kernels.table import forget_cached_weights
 from .line_search import FLAT_ULPS
 from .replay import Replay
 from .warning import warn
 
 Closure = Callable[[], Any]
+
+NEEDS_GRAPH = r"requires?[ _]grad"  # what torch's errors say of tensors without a graph
 
 
 class Evaluations:
@@ -30,8 +35,10 @@ class Evaluations:
         closure: Closure | None,
         parameters: list[Tensor],
         replay: Replay | None,
+        interrupts: Interrupts,
         needs_graph: bool = False,
     ) -> None:
+        self._interrupts = interrupts
         self.needs_graph = needs_graph  # trials fail without; known from an earlier step
         self._closure = closure
         self._parameters = parameters
@@ -56,7 +63,7 @@ class Evaluations:
         assert self._closure is not None
         self._clear_gradients()
         self._called_first = True
-        with torch.enable_grad():
+        with torch.enable_grad(), self._interrupts.heard():
             with scaling.refused():
                 loss = self._closure()
             if any(parameter.grad is not None for parameter in self._parameters):
@@ -93,7 +100,7 @@ class Evaluations:
         try:
             return self._trial(with_graph=self._closure_calls_backward or self.needs_graph)
         except RuntimeError as error:
-            if self.needs_graph or "does not require grad" not in str(error):
+            if self.needs_graph or not re.search(NEEDS_GRAPH, str(error)):
                 raise
             self.needs_graph = True  # the closure itself differentiates, as with a gradient penalty
             return self._trial(with_graph=True)
@@ -102,7 +109,8 @@ class Evaluations:
         assert self._closure is not None
         if self._replay is not None:
             self._replay.rewind()
-        with torch.set_grad_enabled(with_graph), scaling.refused():
+        forget_cached_weights()
+        with torch.set_grad_enabled(with_graph), scaling.refused(), self._interrupts.heard():
             loss = check_loss(self._closure(), "closure() at a trial point")
         if with_graph:
             left = any(parameter.grad is not None for parameter in self._parameters)

@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
 from . import arguments, loading
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
+from .interrupts import Interrupts
 from .kernels import Table
 from .kernels.choice import forced_backend
 from .kernels.table import parameters_of
@@ -206,12 +207,19 @@ class FusedSaLSa(Optimizer):
         """
         if self._stepping:
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
+        with Interrupts() as interrupts:
+            return self._step(closure, loss, interrupts)
+
+    def _step(
+        self, closure: Closure | None, loss: Tensor | None, interrupts: Interrupts
+    ) -> Tensor | None:
         search = self._line_search()
         searching = search.due and self._search_allowed
         arguments.check_call(closure, loss, searching)
+        outer = self._outer_replay
         replay = self._replay(closure, loss)
         parameters = parameters_of(self.param_groups) if closure is not None else []
-        calls = Evaluations(closure, parameters, replay, self._trials_need_graph)
+        calls = Evaluations(closure, parameters, replay, interrupts, self._trials_need_graph)
         self._stepping = True
         try:
             if loss is None and closure is not None:
@@ -237,6 +245,7 @@ class FusedSaLSa(Optimizer):
         except BaseException:
             self._table.restore()
             calls.abandon()
+            self._outer_replay = outer  # the same loss may be given again
             raise
         finally:
             self._table.release()
@@ -270,11 +279,17 @@ class FusedSaLSa(Optimizer):
     def first_evaluation(self) -> Iterator[None]:
         """Put this around the forward pass of ``loss`` before ``step(closure, loss=loss)``.
 
-        It notes random streams and buffers, so that trials repeat this evaluation exactly.
+        It notes random streams and buffers, so that trials repeat this evaluation exactly, and
+        puts them back where the forward raises.  It counts for the next step that is taken.
         Without it all trials of a step share one dropout mask, but not the mask of ``loss``.
         """
+        self._outer_replay = None
         replay = Replay(self._devices(), self.module)
-        yield
+        try:
+            yield
+        except BaseException:
+            replay.rewind()
+            raise
         self._outer_replay = replay
 
     # -- what a user reads --------------------------------------------------------------------

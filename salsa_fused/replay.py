@@ -51,29 +51,50 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
 
 
 class _Buffers:
-    """Which tensors were a module's buffers, and what was in them.
+    """Which tensors were a module's buffers, where they lay, and what was in them.
 
-    Both, since a forward may write into a buffer or put another tensor in its place.
+    All three: a forward may write into a buffer, move it to other memory, or put another tensor in
+    its place, or where there was none.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.owners = [
-            (owner, dict(owner._buffers)) for owner in module.modules() if owner._buffers
-        ]
+        self.owners = [(owner, dict(owner._buffers)) for owner in module.modules()]
         held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
-        # what is expanded cannot be written, and so has not been
-        self.tensors = [b.detach() for b in held.values() if not overlaps_itself(b)]
-        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
-        if self.tensors:
-            torch._foreach_copy_(self.copies, self.tensors)
+        readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
+        self.places = [(buffer, buffer.detach()) for buffer in readable]
+        self.memory = [_elements_or_bytes(place) for _, place in self.places]
+        self.copies = [torch.empty_like(memory) for memory in self.memory]
+        if self.memory:
+            torch._foreach_copy_(self.copies, self.memory)
 
     def put_back(self) -> None:
         for owner, buffers in self.owners:
+            for name in [name for name in owner._buffers if name not in buffers]:
+                del owner._buffers[name]
             for name, buffer in buffers.items():
                 if owner._buffers.get(name) is not buffer:
                     owner._buffers[name] = buffer
-        if self.tensors:
-            torch._foreach_copy_(self.tensors, self.copies)
+        for buffer, place in self.places:
+            if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
+                buffer.data = place
+        if self.memory:
+            # what another graph has saved is what it was: autograd need not be told
+            kept = tuple(memory for memory in self.memory if not memory.is_inference())
+            with torch.autograd._unsafe_preserve_version_counter(kept):
+                torch._foreach_copy_(self.memory, self.copies)
+
+
+def _has_plain_memory(buffer: torch.Tensor) -> bool:
+    """Others (sparse, quantized, nested ones) are put back as they are, if they were replaced."""
+    return buffer.layout == torch.strided and not buffer.is_quantized and not buffer.is_nested
+
+
+def _elements_or_bytes(buffer: torch.Tensor) -> torch.Tensor:
+    """What can be copied: all bytes, where elements share memory or are read through a view."""
+    if overlaps_itself(buffer) or buffer.is_conj() or buffer.is_neg():
+        storage = buffer.untyped_storage()
+        return torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(storage)
+    return buffer
 
 
 class Replay:

@@ -6,6 +6,7 @@ of one scale, and the scale changes from step to step.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,20 +21,28 @@ RECIPE = (
     "`scaler.update()`"
 )
 
+_this_thread = threading.local()
+
 
 @contextmanager
 def refused() -> Iterator[None]:
     """While this lasts, a GradScaler that scales in this thread is an error with the recipe."""
-    scale, owner, active = GradScaler.scale, threading.get_ident(), True
-
-    def refuse(self: GradScaler, outputs: Any) -> Any:
-        if active and self.is_enabled() and threading.get_ident() == owner:
-            raise RuntimeError(RECIPE)
-        return scale(self, outputs)
-
-    GradScaler.scale = refuse  # type: ignore[method-assign]
+    before = getattr(_this_thread, "refuses", False)
+    _this_thread.refuses = True
     try:
         yield
     finally:
-        active = False  # should another thread have put this one back
-        GradScaler.scale = scale  # type: ignore[method-assign]
+        _this_thread.refuses = before
+
+
+def _watched(scale: Any) -> Any:
+    @functools.wraps(scale)
+    def watched(self: GradScaler, outputs: Any) -> Any:
+        if getattr(_this_thread, "refuses", False) and self.is_enabled():
+            raise RuntimeError(RECIPE)
+        return scale(self, outputs)
+
+    return watched
+
+
+GradScaler.scale = _watched(GradScaler.scale)  # type: ignore[method-assign]  # once, for all threads

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from salsa_fused.kernels import choice, triton_backend
+from salsa_fused.kernels import choice, native_cuda, triton_backend
 
 HERE = Path(__file__).parent
 
@@ -109,3 +109,20 @@ def test_importing_the_package_imports_no_triton():
         "sys.exit('triton' in sys.modules and not before)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_triton_the_cuda_kernels_serve(gpu, monkeypatch):
+    monkeypatch.setattr(triton_backend, "missing", lambda: "Triton is not installed")
+    monkeypatch.setattr(native_cuda, "missing", lambda: None)
+    monkeypatch.setattr(native_cuda, "module", SimpleNamespace(architectures="8.0,8.6,9.0"))
+    served = {"by": (8, 6)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: served["by"])
+    with pytest.warns(UserWarning, match=r"its CUDA C\+\+ kernels serve: Triton is not installed"):
+        assert choice.choose_backend(gpu, gpu.dtype) is choice.NATIVE_CUDA
+    native = choice.forced_backend("native")
+    assert choice.choose_backend(gpu, gpu.dtype, native) is choice.NATIVE_CUDA
+    for capability, serves in (((8, 9), True), ((9, 0), True), ((12, 0), True), ((7, 5), False)):
+        served["by"] = capability
+        reason = choice.NATIVE_CUDA.refusal(gpu, gpu.dtype)
+        assert (reason is None) == serves, capability
+    assert "this GPU has 7.5" in reason

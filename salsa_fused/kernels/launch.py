@@ -72,6 +72,7 @@ class Launch:
     exp_avg_addresses: list[int] = field(default_factory=list)
     exp_avg_sq_addresses: list[int] = field(default_factory=list)
     strides: list[tuple[int, ...]] = field(default_factory=list)
+    dense: list[bool] = field(default_factory=list)
     lines: array[int] | None = None  # of memory, which `take_up` reads (see prefetch.py)
     weight_guards: Guards = field(default_factory=Guards)
     gradient_guards: Guards = field(default_factory=Guards)
@@ -114,6 +115,7 @@ class Launch:
             self.permuted.append(row)
         self.sizes.append(size)
         self.strides.append(weight.stride())
+        self.dense.append(is_dense(weight))
         self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
         self.saved_size += -(-size // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
 
@@ -153,11 +155,34 @@ class Launch:
         self._take_moments()
         self._classify()
         if self.cut_for != self.rows_version:
-            self.cut_for = self.rows_version
-            aligned = self._find_aligned()
-            if aligned != self.aligned:
-                self.cut(aligned)
+            self._cut_anew()
         return True
+
+    def follow(self) -> None:
+        """Take up where the weights lie now: the closure may have moved them.
+
+        Raises:
+            RuntimeError: they have another shape, dtype or memory order.
+        """
+        addresses = list(map(data_ptr, self.weights))
+        if addresses == self.addresses:
+            return
+        if not self._fit(self.weights):
+            raise RuntimeError(
+                "the closure replaced a weight by one of another shape, dtype or memory order "
+                "between the first evaluation and a trial"
+            )
+        self.addresses = addresses
+        self._set_column(WEIGHT, addresses)
+        self.lines = None
+        self._cut_anew()
+
+    def _cut_anew(self) -> None:
+        """Cut the rows where what can be read in vectors has changed."""
+        self.cut_for = self.rows_version
+        aligned = self._find_aligned()
+        if aligned != self.aligned:
+            self.cut(aligned)
 
     def _fit(self, weights: list[Tensor]) -> bool:
         """Whether the weights have shapes, dtype and strides as the rows were built."""
@@ -285,8 +310,9 @@ class Launch:
         """The rows whose tensors all begin where a vector may begin."""
         if not (vector := self.backend.vector_bytes):
             return [False] * len(self.weights)
-        only_gradients_moved = self.settled and self.aligned is not None and all(self.aligned)
-        if only_gradients_moved and reduce(or_, self.gradient_addresses) % vector == 0:
+        moments_stay = self.settled and self.aligned is not None and all(self.aligned)
+        moved = (*self.addresses, *self.gradient_addresses)
+        if moments_stay and reduce(or_, moved) % vector == 0:
             return [True] * len(self.weights)
         columns = (
             self.addresses,
@@ -325,10 +351,10 @@ class Launch:
     def saved_view(self, row: int) -> Tensor:
         """The saved weights of a row, shaped like it (in its memory order where it is dense)."""
         assert self.saved is not None
-        weight, start = self.weights[row], self.saved_at[row]
-        if is_dense(weight):
-            return self.saved.as_strided(weight.shape, weight.stride(), start)
-        return self.saved[start : start + weight.numel()].view(weight.shape)
+        shape, start = self.shapes[row], self.saved_at[row]
+        if self.dense[row]:
+            return self.saved.as_strided(shape, self.strides[row], start)
+        return self.saved[start : start + self.sizes[row]].view(shape)
 
     def restore(self) -> None:
         """Put the saved weights back."""

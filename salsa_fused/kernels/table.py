@@ -60,18 +60,20 @@ class Table:
     def first_trial(self, groups: Groups, step_size: float) -> list[Tensor]:
         """Save the weights, move them to the first trial; one slope per launch, on its device."""
         self._set_classes(groups, step_size, trial=True)
+        self._follow()
         for launch in self.launches:
             launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
         slopes = [launch.backend.first_trial(launch) for launch in self.launches]
-        _weights_moved()
+        forget_cached_weights()
         return slopes
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
         """Move the weights to another trial along the same direction."""
         self._set_classes(groups, step_size, trial=True)
+        self._follow()
         for launch in self.launches:
             launch.backend.next_trial(launch)
-        _weights_moved()
+        forget_cached_weights()
 
     def adam_step(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
         """Write weights and moments, from the saved weights where a search moved them.
@@ -80,6 +82,8 @@ class Table:
         nothing is written.
         """
         self._set_classes(groups, step_size, trial=False)
+        if any(launch.moved for launch in self.launches):
+            self._follow()
         for launch in self.launches:
             if skip is not None:
                 launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
@@ -87,7 +91,7 @@ class Table:
         for launch, write in zip(self.launches, writes):
             write()
             launch.moved = False
-        _weights_moved()
+        forget_cached_weights()
 
     def largest_gradients(self) -> list[Tensor]:
         """The largest absolute value among each launch's gradients, on its device.
@@ -113,16 +117,20 @@ class Table:
 
     def restore(self) -> None:
         """Put the saved weights back."""
-        moved = [launch for launch in self.launches if launch.moved]
-        for launch in moved:
-            launch.restore()
-        if moved:
-            _weights_moved()
+        for launch in self.launches:
+            if launch.moved:
+                launch.restore()
+        forget_cached_weights()
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps."""
         for launch in self.launches:
             launch.release()
+
+    def _follow(self) -> None:
+        """User code may have run since the table was built."""
+        for launch in self.launches:
+            launch.follow()
 
     def _take_up(self, groups: Groups, state: State) -> bool:
         """Read gradients, moments and counts; false where the table fits no longer."""
@@ -180,8 +188,8 @@ def parameters_of(groups: Groups) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def _weights_moved() -> None:
-    # what is computed from weights, and cached inside these contexts, is of the weights before
+def forget_cached_weights() -> None:
+    """What is computed from weights and cached, in these contexts, is of the weights before."""
     torch.clear_autocast_cache()
     parametrize._cache.clear()
 

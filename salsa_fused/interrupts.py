@@ -1,0 +1,58 @@
+"""Ctrl-C is heard in the user's code, or when the step is complete; never in half a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupts:
+    """``with Interrupts() as interrupts:`` around a step, ``interrupts.heard()`` around user code.
+
+    Python's own handler of SIGINT is held back, and only in the main thread, where it would raise;
+    another handler is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._holding = False
+        self._pending = False
+
+    def __enter__(self) -> Interrupts:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._hold()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if self._holding:
+            self._let_go()
+            if self._pending and kind is None:
+                raise KeyboardInterrupt
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        if not self._holding:
+            yield
+            return
+        self._let_go()
+        try:
+            if self._pending:
+                self._pending = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._hold()
+
+    def _hold(self) -> None:
+        signal.signal(signal.SIGINT, self._note)
+        self._holding = True
+
+    def _let_go(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._holding = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._pending = True
