@@ -62,9 +62,7 @@ def test_a_weight_that_changes_its_memory_order_inside_the_closure():
             weight.data = weight.data.t().contiguous().t()
         return weight.square().sum()
 
-    with pytest.raises(
-        RuntimeError, match="replaced a weight by one of another shape"
-    ):
+    with pytest.raises(RuntimeError, match="replaced a weight by one of another shape"):
         optimizer.step(closure)
     assert torch.equal(weight.detach(), before)
     optimizer.step(lambda: weight.square().sum())
