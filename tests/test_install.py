@@ -169,6 +169,7 @@ def test_an_architecture_that_nvcc_does_not_know(tmp_path):
 
 
 def test_the_source_distribution_holds_all_sources(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
     source = copy_of_the_sources(tmp_path)
     command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
