@@ -7,6 +7,7 @@ Compiling needs no GPU; reading the machine code needs `cuobjdump`, which Triton
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -23,6 +24,17 @@ BEGIN, END = "<!-- registers:begin -->", "<!-- registers:end -->"
 ARCHITECTURES = (80, 86, 90)  # A100, A40, H100 and H200
 KERNELS = ("first_trial", "next_trial", "adam_step")
 TYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes an element
+
+# 128-bit loads and stores of each kernel: what it reads and writes (see kernels/interface.py), a
+# vector of 16-bit weights needing two of the moments
+ACCESSES = {
+    ("first_trial", "fp32"): (3, 2),
+    ("first_trial", "16"): (4, 2),
+    ("next_trial", "fp32"): (3, 1),
+    ("next_trial", "16"): (4, 1),
+    ("adam_step", "fp32"): (4, 3),
+    ("adam_step", "16"): (6, 5),
+}
 
 REGISTERS_AN_SM = 65536
 THREADS_AN_SM = {80: 2048, 86: 1536, 90: 2048}
@@ -113,10 +125,12 @@ def compiled(
 
 def cuobjdump() -> str | None:
     """Where the disassembler is: in Triton's wheel, or on the PATH."""
-    import triton
-
-    ours = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return str(ours) if ours.exists() else shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        ours = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+        if ours.exists():
+            return str(ours)
+    return shutil.which("cuobjdump")
 
 
 def _cuobjdump(cubin: bytes, option: str) -> str:

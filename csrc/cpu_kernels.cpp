@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "storage.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>

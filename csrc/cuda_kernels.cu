@@ -4,7 +4,6 @@
 #include <string>
 
 #include "cuda_kernels.h"
-#include "storage.h"
 
 // A block of threads works on one chunk.  Of an aligned chunk each thread holds one 16-byte vector of
 // the weights at a time; of any other, a single element.

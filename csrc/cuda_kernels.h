@@ -2,10 +2,9 @@
 #pragma once
 
 #include "chunks.h"
+#include "storage.h"
 
 namespace salsa::cuda {
-
-enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };  // of weights, gradients, saved weights
 
 // All rows, chunks and classes of one launch; every pointer is the device's.
 struct Launch {

@@ -20,7 +20,7 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int
             reinterpret_cast<const salsa::AdamClass*>(classes),
             reinterpret_cast<void*>(saved),
             reinterpret_cast<const float*>(skip),
-            static_cast<salsa::cuda::Dtype>(dtype),
+            static_cast<salsa::Dtype>(dtype),
             device,
             reinterpret_cast<void*>(stream)};
 }

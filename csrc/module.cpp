@@ -17,7 +17,7 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address 
             n_chunks,
             reinterpret_cast<const salsa::AdamClass*>(classes),
             reinterpret_cast<void*>(saved),
-            static_cast<salsa::cpu::Dtype>(dtype),
+            static_cast<salsa::Dtype>(dtype),
             stream,
             threads};
 }

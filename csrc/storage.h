@@ -9,6 +9,9 @@
 
 namespace salsa {
 
+// Of weights, gradients and saved weights.
+enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };
+
 struct bf16 {
     std::uint16_t bits;
 };

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,20 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.compiled import ACCESSES, cuobjdump
 from salsa_fused.kernels import native_cuda
 
 CSRC = Path(__file__).parent.parent / "csrc"
 
 
 # -- machine code -----------------------------------------------------------------------------
-
-
-def cuobjdump():
-    if importlib.util.find_spec("triton"):
-        from bench.compiled import cuobjdump
-
-        return cuobjdump()
-    return shutil.which("cuobjdump")
 
 
 needs_module = pytest.mark.skipif(
@@ -57,16 +49,6 @@ def by_kernel(text):
             if "_kernel" in name:
                 found[(architecture, *kernel_name(name))] = function
     return found
-
-
-ACCESSES = {
-    ("first_trial", "fp32"): (3, 2),
-    ("first_trial", "16"): (4, 2),
-    ("next_trial", "fp32"): (3, 1),
-    ("next_trial", "16"): (4, 1),
-    ("adam_step", "fp32"): (4, 3),
-    ("adam_step", "16"): (6, 5),
-}
 
 
 @needs_module

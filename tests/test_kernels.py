@@ -118,7 +118,7 @@ extern "C" double run(int kernel, int dtype, int stream, std::int64_t* rows,
                       std::int64_t* chunks, std::int64_t n, float* classes, void* saved,
                       double* partials) {
     const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
-                             reinterpret_cast<AdamClass*>(classes), saved, cpu::Dtype(dtype),
+                             reinterpret_cast<AdamClass*>(classes), saved, Dtype(dtype),
                              stream != 0, 1};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);

@@ -14,21 +14,11 @@ from pathlib import Path
 import pytest
 
 from bench import compiled as page
-from bench.compiled import ARCHITECTURES, KERNELS, compiled, cuobjdump
+from bench.compiled import ACCESSES, ARCHITECTURES, KERNELS, compiled, cuobjdump
 from salsa_fused.kernels import triton_kernels
 
 pytestmark = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
-# 128-bit loads and stores: what a kernel reads and writes (see kernels/interface.py), a vector of
-# 16-bit weights needing two of the moments
-ACCESSES = {
-    ("first_trial", "fp32"): (3, 2),
-    ("first_trial", "16"): (4, 2),
-    ("next_trial", "fp32"): (3, 1),
-    ("next_trial", "16"): (4, 1),
-    ("adam_step", "fp32"): (4, 3),
-    ("adam_step", "16"): (6, 5),
-}
 CASES = [
     *[(kernel, {}) for kernel in KERNELS],
     ("adam_step", {"saved": False}),

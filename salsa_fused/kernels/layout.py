@@ -49,6 +49,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as `Dtype` in csrc/storage.h
+
+
+def unfit_for_fast_kernels(weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
+    """Why only the reference serves such a weight; None if a compiled kernel can."""
+    if weight.dtype not in FAST_DTYPES or gradient_dtype != weight.dtype:
+        served = ", ".join(map(str, FAST_DTYPES))
+        return (
+            f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
+            f"only for equal dtypes among {served}"
+        )
+    if not is_dense(weight):
+        return "it has no kernel for weights with gaps in memory"
+    return None
+
+
 def moment_like(weight: Tensor, value: Tensor | None = None) -> Tensor:
     """A moment that lies beside its weight: same device and strides, fp32 (or float64).
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from .launch import CHUNK_FIELDS, Launch
-from .layout import is_dense
+from .layout import FAST_DTYPES, unfit_for_fast_kernels
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as `Dtype` in csrc/cpu_kernels.h
 BYTES_A_PARAMETER = 20  # that a trial moves at most
 
 module: ModuleType | None = None
@@ -65,15 +64,7 @@ class NativeBackend:
             return missing()
         if weight.device.type != "cpu":
             return f"it has no kernel for device {weight.device.type!r}"
-        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
-            served = ", ".join(map(str, DTYPES))
-            return (
-                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
-                f"only for equal dtypes among {served}"
-            )
-        if not is_dense(weight):
-            return "it has no kernel for weights with gaps in memory"
-        return None
+        return unfit_for_fast_kernels(weight, gradient_dtype)
 
     def first_trial(self, launch: Launch) -> Tensor:
         assert module is not None and launch.saved is not None
@@ -102,7 +93,7 @@ def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
         len(launch.raw_chunks) // CHUNK_FIELDS,
         classes.buffer_info()[0],
         0 if launch.saved is None else launch.saved.data_ptr(),
-        DTYPES.index(launch.dtype),
+        FAST_DTYPES.index(launch.dtype),
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
     )

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .device_copy import on_device, table_on_device
 from .launch import CHUNK_FIELDS, Launch
-from .layout import is_dense
-from .native import DTYPES, reason_of_build
+from .layout import FAST_DTYPES, unfit_for_fast_kernels
+from .native import reason_of_build
 
 module: ModuleType | None = None
 _import_error = ""
@@ -53,15 +53,9 @@ class NativeCudaBackend:
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
         if (reason := missing()) is not None:
             return reason
-        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
-            served = ", ".join(map(str, DTYPES))
-            return (
-                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
-                f"only for equal dtypes among {served}"
-            )
-        if not is_dense(weight):
-            return "it has no kernel for weights with gaps in memory"
-        return _unsupported(torch.cuda.get_device_capability(weight.device))
+        return unfit_for_fast_kernels(weight, gradient_dtype) or _unsupported(
+            torch.cuda.get_device_capability(weight.device)
+        )
 
     def first_trial(self, launch: Launch) -> Tensor:
         chunks = len(launch.raw_chunks) // CHUNK_FIELDS
@@ -103,7 +97,7 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
         classes.data_ptr(),
         0 if launch.saved is None else launch.saved.data_ptr(),
         0 if launch.skip is None else launch.skip.data_ptr(),
-        DTYPES.index(launch.dtype),
+        FAST_DTYPES.index(launch.dtype),
         launch.device.index or 0,
         stream or 0,
     )

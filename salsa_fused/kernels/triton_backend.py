@@ -19,9 +19,8 @@ from torch import Tensor
 
 from .device_copy import on_device, table_on_device
 from .launch import CHUNK_FIELDS, Launch
-from .layout import is_dense
+from .layout import unfit_for_fast_kernels
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 THREADS = 256  # of a program; each holds one vector of an aligned chunk at a time
 
 
@@ -36,15 +35,7 @@ class TritonBackend:
         if weight.device.type != ("cpu" if interpreted() else "cuda"):
             hint = " (only under TRITON_INTERPRET=1)" if weight.device.type == "cpu" else ""
             return f"it has no kernel for device {weight.device.type!r}{hint}"
-        if weight.dtype not in DTYPES or gradient_dtype != weight.dtype:
-            served = ", ".join(map(str, DTYPES))
-            return (
-                f"it has no kernel for {weight.dtype} weights with {gradient_dtype} gradients, "
-                f"only for equal dtypes among {served}"
-            )
-        if not is_dense(weight):
-            return "it has no kernel for weights with gaps in memory"
-        return launch_failure(weight.device)
+        return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
         chunks = len(launch.raw_chunks) // CHUNK_FIELDS
