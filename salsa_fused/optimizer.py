@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import profiler
-from torch.optim.optimizer import (
-    Optimizer,
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-)
+from torch.optim import Optimizer
 
 from . import arguments, loading
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
+from .hooks import hooked_where_watched
 from .interrupts import Interrupts
 from .kernels import Table
 from .kernels.choice import forced_backend
@@ -116,6 +111,7 @@ class FusedSaLSa(Optimizer):
 
     line_search_class = LineSearch
     table_class = Table
+    profile_hook_step = staticmethod(hooked_where_watched)  # torch wraps `step` with it
 
     def __init__(
         self,
@@ -409,27 +405,6 @@ class FusedSaLSa(Optimizer):
         self._device_skips = DeviceSkips()
         self._stepping = self._trials_need_graph = False
         self._table = self.table_class(forced_backend(self._backend))
-
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch wraps around ``step``, left out where there is neither hook nor profiler.
-
-        It costs a plain step of a small model a tenth of its time.
-        """
-        hooked = Optimizer.profile_hook_step(func)
-
-        @functools.wraps(func)
-        def step(self: FusedSaLSa, *args: Any, **kwargs: Any) -> Any:
-            watched = (
-                profiler._is_profiler_enabled
-                or self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or _global_optimizer_pre_hooks
-                or _global_optimizer_post_hooks
-            )
-            return (hooked if watched else func)(self, *args, **kwargs)
-
-        return step
 
     # -- inside a step ------------------------------------------------------------------------
 
