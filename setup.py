@@ -44,6 +44,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # No -ffast-math: the same bits on every machine are worth more (see csrc/adam.h).
 CXX_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    "-DNDEBUG",  # asserts of included headers would put this machine's paths into the binary
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 ]
 
@@ -90,11 +91,29 @@ class NinjaBuild(build_ext):
             else:
                 self.build_cpu(ext)
         except Exception as error:  # any failure leaves a working pure-Python package
+            self.remove_what_was_built_before(ext)
             if ext is CUDA and wanted("SALSA_FUSED_FORCE_CUDA"):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).replace(f"{HERE}/", "").split()) or type(error).__name__
             self.say_what_is_missing(ext, reason)
         self.leave_note(ext, reason)
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.beside_the_sources = self.inplace  # setuptools forgets it while it builds
+
+    def folders(self, ext):
+        """Where the module goes, and where an editable installation looks for it."""
+        found = [Path(self.get_ext_fullpath(ext.name)).resolve().parent]
+        if self.beside_the_sources or getattr(self, "editable_mode", False):
+            found.append(HERE / "salsa_fused")
+        return found
+
+    def remove_what_was_built_before(self, ext):
+        """An older module may have another table than the Python beside it."""
+        name = Path(self.get_ext_fullpath(ext.name)).name
+        for folder in self.folders(ext):
+            (folder / name).unlink(missing_ok=True)
 
     def say_what_is_missing(self, ext, reason):
         kernels, rest = "C++ kernels", "The pure-Python package is installed; it is slower."
@@ -159,14 +178,14 @@ class NinjaBuild(build_ext):
 
     def leave_note(self, ext, reason):
         """What `python -m salsa_fused` says about this build."""
-        folders = [Path(self.get_ext_fullpath(ext.name)).resolve().parent]
-        if getattr(self, "editable_mode", False):
-            folders.append(HERE / "salsa_fused")
         name = "cuda" if ext is CUDA else "native"
-        for folder in folders:
+        for folder in self.folders(ext):
             folder.mkdir(parents=True, exist_ok=True)
             note = folder / "_build.json"
-            known = json.loads(note.read_text()) if note.exists() else {}
+            try:
+                known = json.loads(note.read_text())
+            except (OSError, ValueError):  # there is none yet, or it is broken
+                known = {}
             note.write_text(json.dumps({**known, name: reason}) + "\n")
 
 
@@ -180,8 +199,7 @@ def find_compiler():
 
 def find_nvcc():
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = [Path(home) / "bin" / "nvcc"] if home else []
-    path = next((str(path) for path in found if path.exists()), None) or shutil.which("nvcc")
+    path = (home and shutil.which(str(Path(home) / "bin" / "nvcc"))) or shutil.which("nvcc")
     if path is None:
         raise RuntimeError("nvcc was not found (on PATH, or in $CUDA_HOME/bin)")
     return path
@@ -189,11 +207,20 @@ def find_nvcc():
 
 def choose_architectures(nvcc):
     """Those asked for or the default ones, as numbers (86 is 8.6), as far as this nvcc has them."""
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    if listed.returncode != 0:
+        raise RuntimeError(f"{nvcc} --list-gpu-arch failed: {listed.stderr or listed.stdout}")
     known = {int(number) for number in re.findall(r"compute_(\d+)\b", listed.stdout)}
-    asked = re.findall(r"\d+", os.environ.get("SALSA_FUSED_CUDA_ARCHS", "").replace(".", ""))
-    chosen = sorted({int(number) for number in asked or ARCHITECTURES} & known)
-    unknown = {int(number) for number in asked} - known
+    asked = re.split(r"[;,\s]+", os.environ.get("SALSA_FUSED_CUDA_ARCHS", "").strip())
+    asked = [name for name in asked if name]
+    for name in asked:
+        if not re.fullmatch(r"\d{1,2}\.\d|\d{2,3}", name):
+            raise RuntimeError(
+                f"SALSA_FUSED_CUDA_ARCHS names {name!r}: write compute capabilities, as 8.6;9.0"
+            )
+    numbers = [int(name.replace(".", "")) for name in asked]
+    chosen = sorted(set(numbers or ARCHITECTURES) & known)
+    unknown = set(numbers) - known
     if unknown or not chosen:
         raise RuntimeError(f"nvcc knows {sorted(known)}, and not {sorted(unknown)}")
     return chosen

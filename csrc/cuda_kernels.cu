@@ -187,8 +187,9 @@ __global__ void __launch_bounds__(kThreads) adam_step_kernel(Launch launch) {
 // -- launching --------------------------------------------------------------------------------
 
 void check(cudaError_t status, const char* what) {
-    if (status != cudaSuccess)
-        throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+    if (status == cudaSuccess) return;
+    (void)cudaGetLastError();  // or the next launch that succeeds would be told of it again
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
 // This library has a CUDA runtime of its own, with its own idea of the current device.
@@ -202,6 +203,12 @@ unsigned blocks_on_device(const Launch& launch) {
 cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStream_t>(launch.stream); }
 
 }  // namespace
+
+void probe(int device) {
+    check(cudaSetDevice(device), "cudaSetDevice");
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, adam_step_kernel<float>), "loading the kernels");
+}
 
 void first_trial(const Launch& launch, double* partials) {
     const unsigned blocks = blocks_on_device(launch);

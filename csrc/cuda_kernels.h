@@ -19,6 +19,9 @@ struct Launch {
     void* stream;
 };
 
+// Loads a kernel on the device: what the driver, or the GPU, has against it is thrown.
+void probe(int device);
+
 // saved <- w, w <- first trial point; one partial slope per chunk, in fp64 and in a fixed order.
 void first_trial(const Launch& launch, double* partials);
 

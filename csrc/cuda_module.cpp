@@ -39,6 +39,7 @@ PYBIND11_MODULE(_native_cuda, module) {
             salsa::cuda::first_trial(launch, reinterpret_cast<double*>(partials));
         },
         release_gil());
+    module.def("probe", &salsa::cuda::probe, release_gil());
     module.def("next_trial", &salsa::cuda::next_trial, release_gil());
     module.def("adam_step", &salsa::cuda::adam_step, release_gil());
 }

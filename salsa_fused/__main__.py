@@ -56,6 +56,8 @@ def _native_cuda() -> str:
     reason = native_cuda.missing()
     if native_cuda.module is None:
         return f"missing: {reason}"
+    if reason is None:
+        reason = native_cuda.launch_failure(torch.device("cuda", 0))
     served = "available for fp32, bf16 and fp16" if reason is None else f"not used: {reason}"
     return f"{served}: {native_cuda.description()}"
 

@@ -114,15 +114,24 @@ def test_importing_the_package_imports_no_triton():
 def test_without_triton_the_cuda_kernels_serve(gpu, monkeypatch):
     monkeypatch.setattr(triton_backend, "missing", lambda: "Triton is not installed")
     monkeypatch.setattr(native_cuda, "missing", lambda: None)
-    monkeypatch.setattr(native_cuda, "module", SimpleNamespace(architectures="8.0,8.6,9.0"))
-    served = {"by": (8, 6)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: served["by"])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    probes = []
+    module = SimpleNamespace(architectures="8.0,8.6,9.0", probe=probes.append)
+    monkeypatch.setattr(native_cuda, "module", module)
+    native_cuda.launch_failure.cache_clear()
     with pytest.warns(UserWarning, match=r"its CUDA C\+\+ kernels serve: Triton is not installed"):
         assert choice.choose_backend(gpu, gpu.dtype) is choice.NATIVE_CUDA
     native = choice.forced_backend("native")
     assert choice.choose_backend(gpu, gpu.dtype, native) is choice.NATIVE_CUDA
-    for capability, serves in (((8, 9), True), ((9, 0), True), ((12, 0), True), ((7, 5), False)):
-        served["by"] = capability
-        reason = choice.NATIVE_CUDA.refusal(gpu, gpu.dtype)
-        assert (reason is None) == serves, capability
-    assert "this GPU has 7.5" in reason
+    assert probes == [0]  # once for the device
+
+    def fail(device):
+        raise RuntimeError("CUDA: cudaSetDevice: CUDA driver version is insufficient")
+
+    module.probe = fail
+    native_cuda.launch_failure.cache_clear()
+    assert choice.choose_backend(gpu, gpu.dtype).name == "reference"
+    with pytest.raises(RuntimeError, match="driver version is insufficient"):
+        choice.choose_backend(gpu, gpu.dtype, native)
+    native_cuda.launch_failure.cache_clear()

@@ -42,8 +42,10 @@ def missing() -> str | None:
 def reason_of_build(name: str) -> str | None:
     """What `pip install` noted where it left these kernels out."""
     note = Path(__file__).parent.parent / "_build.json"
-    reason = json.loads(note.read_text()).get(name) if note.exists() else None
-    return f"it was not built: {reason}" if reason else None
+    with suppress(OSError, ValueError):
+        if reason := json.loads(note.read_text()).get(name):
+            return f"it was not built: {reason}"
+    return None
 
 
 def description() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -53,9 +53,7 @@ class NativeCudaBackend:
     def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
         if (reason := missing()) is not None:
             return reason
-        return unfit_for_fast_kernels(weight, gradient_dtype) or _unsupported(
-            torch.cuda.get_device_capability(weight.device)
-        )
+        return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
         chunks = len(launch.raw_chunks) // CHUNK_FIELDS
@@ -71,17 +69,19 @@ class NativeCudaBackend:
         return _ready("adam_step", launch)
 
 
-def _unsupported(capability: tuple[int, int]) -> str | None:
-    """A GPU runs what was built for its major version, or newer: PTX of the newest is there."""
+@cache
+def launch_failure(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this device: another architecture, or too old a driver."""
     assert module is not None
-    built = [tuple(map(int, name.split("."))) for name in module.architectures.split(",")]
-    same_major = any(b[0] == capability[0] and b <= capability for b in built)
-    if same_major or capability >= built[-1]:
-        return None
-    return (
-        f"it is built for compute capability {module.architectures}, and this GPU has "
-        f"{capability[0]}.{capability[1]} (SALSA_FUSED_CUDA_ARCHS builds for others)"
-    )
+    try:
+        with on_device(device):
+            module.probe(device.index or 0)
+    except RuntimeError as error:
+        return (
+            f"it is built for compute capability {module.architectures}, and does not load here: "
+            f"{error} (SALSA_FUSED_CUDA_ARCHS builds for others)"
+        )
+    return None
 
 
 def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
@@ -101,13 +101,14 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
         launch.device.index or 0,
         stream or 0,
     )
-    return partial(_write, getattr(module, kernel), launch, native_launch, arguments, classes)
+    held = (rows, chunks, classes, launch.saved, launch.skip)  # until the launch is queued
+    return partial(_write, getattr(module, kernel), launch, native_launch, arguments, held)
 
 
 def _write(
-    kernel: Any, launch: Launch, native_launch: Any, arguments: tuple[int, ...], classes: Tensor
+    kernel: Any, launch: Launch, native_launch: Any, arguments: tuple[int, ...], held: object
 ) -> None:
-    # `classes` has to live until the launch is queued; autograd does not see writes by address
+    # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(launch.stepped)
     with on_device(launch.device):
         kernel(native_launch, *arguments)
