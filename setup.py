@@ -145,8 +145,8 @@ class NinjaBuild(build_ext):
         newest = architectures[-1]
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-        names = ", ".join(f"{a // 10}.{a % 10}" for a in architectures)
-        define = f'-DSALSA_CUDA_ARCHITECTURES=\\"{names.replace(" ", "")}\\"'
+        names = ",".join(f"{a // 10}.{a % 10}" for a in architectures)
+        define = f'-DSALSA_CUDA_ARCHITECTURES=\\"{names}\\"'
         self.build_with_ninja(
             ext,
             cxx=[cxx],

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench import results
 from bench.results import Results, Row
-from bench.tables import Cell, Section, Table, to_rich
+from bench.tables import Cell, Section, Table, finish
 from salsa_fused import FusedSaLSa
 from salsa_fused.kernels import BACKENDS, triton_backend
 from salsa_fused.kernels.triton_backend import TritonBackend
@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console(highlight=False)
     device = torch.device(arguments.device)
     rows: list[Row] = []
     with nullcontext() if device.type == "cuda" else without_launches():
@@ -53,12 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
             rows += rows_of(case, seconds)
     settings = {"tensors": TENSORS, "rounds": arguments.rounds, "launches": device.type == "cuda"}
     measured = Results(results.environment(device), rows, settings=settings)
-    measured.write(arguments.json)
-    table = host_table(measured)
-    console.print(to_rich(table))
-    console.print(table.caption, style="dim")
-    console.print(f"\nWrote {arguments.json}.")
-    return 0
+    return finish(measured, host_table(measured), arguments.json, Console(highlight=False))
 
 
 class OnTheHost(TritonBackend):

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import gpu_kernels, results
 from bench.kernel_table import gpu_kernels_table, kernels_table
 from bench.results import Results, Row
-from bench.tables import Table, to_rich
+from bench.tables import finish
 from salsa_fused import FusedSaLSa
 
 OUT = Path("bench/results/kernels.json")
@@ -88,7 +88,7 @@ def main(arguments: argparse.Namespace) -> int:
         measured = gpu_kernels.run(
             gpu_kernels.MODELS, device, arguments.rounds, arguments.backends, console
         )
-        return _finish(measured, gpu_kernels_table(measured), arguments.json, console)
+        return finish(measured, gpu_kernels_table(measured), arguments.json, console)
     before = torch.get_num_threads()
     rows: list[Row] = []
     cases: list[str] = []
@@ -109,15 +109,7 @@ def main(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(before)
     settings = {"cases": cases, "tensors": TENSORS, "rounds": arguments.rounds}
     measured = Results(results.environment(device), rows, settings=settings)
-    return _finish(measured, kernels_table(measured), arguments.json, console)
-
-
-def _finish(measured: Results, table: Table, file: Path, console: Console) -> int:
-    measured.write(file)
-    console.print(to_rich(table))
-    console.print(table.caption, style="dim")
-    console.print(f"\nWrote {file}.")
-    return 0
+    return finish(measured, kernels_table(measured), arguments.json, console)
 
 
 def everything(size: int) -> list[Timed]:

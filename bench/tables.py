@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -120,6 +122,15 @@ def _demo_caption(results: Results) -> str:
         f"Extra forwards: from step {settings['warm_up'] + 1} on. "
         "Milliseconds: the median, which is a step without a search."
     )
+
+
+def finish(measured: Results, table: Table, file: Path, console: Console) -> int:
+    """The end of a benchmark: its file, its table, and the exit code."""
+    measured.write(file)
+    console.print(to_rich(table))
+    console.print(table.caption, style="dim")
+    console.print(f"\nWrote {file}.")
+    return 0
 
 
 def to_rich(table: Table) -> RichTable:

@@ -197,27 +197,16 @@ void adam_step_of(const Launch& launch) {
 }  // namespace
 
 double first_trial(const Launch& launch, double* partials) {
-    switch (launch.dtype) {
-        case Dtype::bf16: return first_trial_of<bf16>(launch, partials);
-        case Dtype::fp16: return first_trial_of<fp16>(launch, partials);
-        default: return first_trial_of<float>(launch, partials);
-    }
+    return by_dtype(launch.dtype,
+                    [&](auto x) { return first_trial_of<decltype(x)>(launch, partials); });
 }
 
 void next_trial(const Launch& launch) {
-    switch (launch.dtype) {
-        case Dtype::bf16: return next_trial_of<bf16>(launch);
-        case Dtype::fp16: return next_trial_of<fp16>(launch);
-        default: return next_trial_of<float>(launch);
-    }
+    by_dtype(launch.dtype, [&](auto x) { next_trial_of<decltype(x)>(launch); });
 }
 
 void adam_step(const Launch& launch) {
-    switch (launch.dtype) {
-        case Dtype::bf16: return adam_step_of<bf16>(launch);
-        case Dtype::fp16: return adam_step_of<fp16>(launch);
-        default: return adam_step_of<float>(launch);
-    }
+    by_dtype(launch.dtype, [&](auto x) { adam_step_of<decltype(x)>(launch); });
 }
 
 void advise_huge_pages(void* memory, std::int64_t bytes) {

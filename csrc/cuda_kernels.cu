@@ -212,44 +212,26 @@ void probe(int device) {
 
 void first_trial(const Launch& launch, double* partials) {
     const unsigned blocks = blocks_on_device(launch);
-    switch (launch.dtype) {
-        case Dtype::bf16:
-            first_trial_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
-            break;
-        case Dtype::fp16:
-            first_trial_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
-            break;
-        default:
-            first_trial_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
-    }
+    by_dtype(launch.dtype, [&](auto x) {
+        first_trial_kernel<decltype(x)>
+            <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+    });
     check(cudaGetLastError(), "first_trial");
 }
 
 void next_trial(const Launch& launch) {
     const unsigned blocks = blocks_on_device(launch);
-    switch (launch.dtype) {
-        case Dtype::bf16:
-            next_trial_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-            break;
-        case Dtype::fp16:
-            next_trial_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-            break;
-        default: next_trial_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-    }
+    by_dtype(launch.dtype, [&](auto x) {
+        next_trial_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+    });
     check(cudaGetLastError(), "next_trial");
 }
 
 void adam_step(const Launch& launch) {
     const unsigned blocks = blocks_on_device(launch);
-    switch (launch.dtype) {
-        case Dtype::bf16:
-            adam_step_kernel<bf16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-            break;
-        case Dtype::fp16:
-            adam_step_kernel<fp16><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-            break;
-        default: adam_step_kernel<float><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-    }
+    by_dtype(launch.dtype, [&](auto x) {
+        adam_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+    });
     check(cudaGetLastError(), "adam_step");
 }
 

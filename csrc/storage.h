@@ -9,9 +9,6 @@
 
 namespace salsa {
 
-// Of weights, gradients and saved weights.
-enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };
-
 struct bf16 {
     std::uint16_t bits;
 };
@@ -19,6 +16,19 @@ struct bf16 {
 struct fp16 {
     std::uint16_t bits;
 };
+
+// Of weights, gradients and saved weights.
+enum class Dtype : int { fp32 = 0, bf16 = 1, fp16 = 2 };
+
+// Calls work(x) with a number x of the type that `dtype` names.
+template <class Work>
+auto by_dtype(Dtype dtype, const Work& work) {
+    switch (dtype) {
+        case Dtype::bf16: return work(bf16{});
+        case Dtype::fp16: return work(fp16{});
+        default: return work(float{});
+    }
+}
 
 SALSA_INLINE std::uint32_t bits_of(float x) {
     std::uint32_t u;

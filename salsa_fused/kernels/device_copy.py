@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ class DeviceCopy:
 
     rows: Tensor | None = None
     chunks: Tensor | None = None
-    rows_of: tuple[int, Any] | None = field(default=None)
-    chunks_of: tuple[int, Any] | None = field(default=None)
+    rows_of: tuple[int, Any] | None = None
+    chunks_of: tuple[int, Any] | None = None
 
 
 def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,9 +45,7 @@ def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor
     if copy.chunks is None or copy.chunks_of != (launch.chunks_version, stream):
         copy.chunks = send(launch.raw_chunks, launch.device)
         copy.chunks_of = (launch.chunks_version, stream)
-    # array("f") rounds each float64 scalar once
-    classes = array("f", [scalar for c in launch.classes for scalar in c])
-    return copy.rows, copy.chunks, send(classes, launch.device)
+    return copy.rows, copy.chunks, send(launch.raw_classes, launch.device)
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ CHUNK_FIELDS = 3
 FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of the state
 NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 
-data_ptr, is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
+data_ptr = Tensor.data_ptr
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -67,7 +67,6 @@ class Launch:
     shapes: list[torch.Size] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # elements
     contiguous: list[bool] = field(default_factory=list)
-    permuted: list[int] = field(default_factory=list)  # the rows that are not contiguous
     gradient_addresses: list[int] = field(default_factory=list)  # as `raw_rows` has them
     exp_avg_addresses: list[int] = field(default_factory=list)
     exp_avg_sq_addresses: list[int] = field(default_factory=list)
@@ -99,7 +98,7 @@ class Launch:
 
     def add(self, weight: Tensor, group: int, label: str) -> None:
         """Another row."""
-        row, size, address = len(self.weights), weight.numel(), weight.data_ptr()
+        size, address = weight.numel(), weight.data_ptr()
         self.weights.append(weight)
         self.groups.append(group)
         self.saved_at.append(self.saved_size)
@@ -111,8 +110,6 @@ class Launch:
         self.addresses.append(address)
         self.shapes.append(weight.shape)
         self.contiguous.append(weight.is_contiguous())
-        if not weight.is_contiguous():
-            self.permuted.append(row)
         self.sizes.append(size)
         self.strides.append(weight.stride())
         self.dense.append(is_dense(weight))
@@ -227,20 +224,17 @@ class Launch:
         return True
 
     def _readable_as_they_lie(self, gradients: list[Tensor | None]) -> bool:
-        try:
-            return self._laid_out(gradients) and all(
-                gradient is None
-                or (
-                    gradient.dtype == self.gradient_dtype
-                    and gradient.shape == shape  # torch looks only when it is assigned
-                    and gradient.device == self.device
-                    and not gradient.is_neg()  # as behind conj()
-                    and gradient.data_ptr() is not None
-                )
-                for gradient, shape in zip(gradients, self.shapes)
+        return all(
+            gradient is None
+            or (
+                gradient.layout == torch.strided
+                and gradient.dtype == self.gradient_dtype
+                and gradient.shape == shape  # torch looks only when it is assigned
+                and gradient.device == self.device
+                and not gradient.is_neg()  # as behind conj()
             )
-        except RuntimeError:  # sparse: it has no address
-            return False
+            for gradient, shape in zip(gradients, self.shapes)
+        ) and self._laid_out(gradients)
 
     def _take_moments(self) -> None:
         entries = [entry or NO_ENTRY for entry in self.entries]
@@ -338,6 +332,15 @@ class Launch:
                 entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
             assert entry is not None
             entry["step"] = t + 1
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.raw_chunks) // CHUNK_FIELDS
+
+    @property
+    def raw_classes(self) -> array[float]:
+        """The classes as C++ and devices read them: fp32, each float64 scalar rounded once."""
+        return array("f", [scalar for c in self.classes for scalar in c])
 
     @property
     def stepped(self) -> list[Tensor]:

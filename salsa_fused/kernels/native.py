@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import CHUNK_FIELDS, Launch
+from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
 
 BYTES_A_PARAMETER = 20  # that a trial moves at most
@@ -71,7 +71,7 @@ class NativeBackend:
     def first_trial(self, launch: Launch) -> Tensor:
         assert module is not None and launch.saved is not None
         module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
-        partials = array("d", bytes(8 * (len(launch.raw_chunks) // CHUNK_FIELDS)))
+        partials = array("d", bytes(8 * launch.n_chunks))
         slope = _run("cpu_first_trial", launch, partials.buffer_info()[0])
         launch.moved = True
         return torch.tensor(slope, dtype=torch.float64, device="cpu")
@@ -87,12 +87,11 @@ class NativeBackend:
 
 def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
     assert module is not None
-    # array("f") rounds each float64 scalar once; it has to live as long as the kernel runs
-    classes = array("f", [scalar for c in launch.classes for scalar in c])
+    classes = launch.raw_classes  # it has to live as long as the kernel runs
     native_launch = module.CpuLaunch(
         launch.raw_rows.buffer_info()[0],
         launch.raw_chunks.buffer_info()[0],
-        len(launch.raw_chunks) // CHUNK_FIELDS,
+        launch.n_chunks,
         classes.buffer_info()[0],
         0 if launch.saved is None else launch.saved.data_ptr(),
         FAST_DTYPES.index(launch.dtype),

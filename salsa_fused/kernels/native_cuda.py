@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .device_copy import on_device, table_on_device
-from .launch import CHUNK_FIELDS, Launch
+from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
 from .native import reason_of_build
 
@@ -56,8 +56,7 @@ class NativeCudaBackend:
         return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
-        chunks = len(launch.raw_chunks) // CHUNK_FIELDS
-        partials = torch.empty(chunks, dtype=torch.float64, device=launch.device)
+        partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
         _ready("first_trial", launch, partials.data_ptr())()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
@@ -92,7 +91,7 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
     native_launch = module.CudaLaunch(
         rows.data_ptr(),
         chunks.data_ptr(),
-        len(launch.raw_chunks) // CHUNK_FIELDS,
+        launch.n_chunks,
         launch.n_vector_chunks,
         classes.data_ptr(),
         0 if launch.saved is None else launch.saved.data_ptr(),

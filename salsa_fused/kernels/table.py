@@ -63,9 +63,7 @@ class Table:
         self._follow()
         for launch in self.launches:
             launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
-        slopes = [launch.backend.first_trial(launch) for launch in self.launches]
-        forget_cached_weights()
-        return slopes
+        return [launch.backend.first_trial(launch) for launch in self.launches]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
         """Move the weights to another trial along the same direction."""
@@ -73,7 +71,6 @@ class Table:
         self._follow()
         for launch in self.launches:
             launch.backend.next_trial(launch)
-        forget_cached_weights()
 
     def adam_step(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
         """Write weights and moments, from the saved weights where a search moved them.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .device_copy import on_device, table_on_device
-from .launch import CHUNK_FIELDS, Launch
+from .launch import Launch
 from .layout import unfit_for_fast_kernels
 
 THREADS = 256  # of a program; each holds one vector of an aligned chunk at a time
@@ -38,8 +38,7 @@ class TritonBackend:
         return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
-        chunks = len(launch.raw_chunks) // CHUNK_FIELDS
-        partials = torch.empty(chunks, dtype=torch.float64, device=launch.device)
+        partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
         _ready("first_trial", launch, launch.saved, partials)()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
@@ -54,7 +53,6 @@ class TritonBackend:
 def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], None]:
     """Send the table and compile the kernel; what is returned launches it."""
     kernel, dtype = getattr(_kernels(), name), launch.dtype
-    programs = len(launch.raw_chunks) // CHUNK_FIELDS
     with on_device(launch.device) as stream:
         arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
         variant = (name, dtype, launch.device, *[tensor is None for tensor in tensors])
@@ -66,7 +64,7 @@ def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], N
         # autograd does not see writes through addresses
         torch.autograd.graph.increment_version(launch.stepped)
         with on_device(launch.device):
-            start(kernel, programs, arguments, dtype)
+            start(kernel, launch.n_chunks, arguments, dtype)
 
     return write
 
