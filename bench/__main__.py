@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from bench.data import DataError
+from bench.sets.fetch import DataError
 
 COMMANDS = {
     "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
+    "data": "fetch all data and the other optimizers, once; the rest then needs no network",
+    "train": "what training reaches, beside tuned AdamW and learning-rate-free optimizers",
     "kernels": "time the three kernels beside a copy and torch's Adam",
     "host": "time what a plain step costs the host, beside torch's fused Adam",
     "compiled": "what Triton compiles the kernels to: registers, spills, wide accesses",

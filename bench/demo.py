@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from bench import problems, results, summary
+from bench import problems, results
+from bench.collect import collect
+from bench.devices import add_device, chosen_device
 from bench.optimizers import ADAM, FUSED_SALSA
 from bench.plots import draw_demo
-from bench.results import Curve, Results, Row
+from bench.runs import Runner
 from bench.tables import demo_table, to_rich
-from bench.training import Problem, Run, train
 from bench.verdict import demo_verdict
 
 METHODS = (FUSED_SALSA, ADAM)
@@ -43,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"1/{QUICK} of the work: to see that all is in place"
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
-    )
+    add_device(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -61,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     console = Console(highlight=False)
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     share = 1 / QUICK if arguments.quick else 1.0
     cases = [
         problems.digits_cnn(device, round(share * problems.DIGITS_STEPS)),
@@ -73,7 +62,10 @@ def main(arguments: argparse.Namespace) -> int:
     )
     for case in cases:
         console.print(f"  {case.title}: {case.description}")
-    measured = collect(cases, run_all(cases, arguments.seeds, device, console), device)
+    runner = Runner(device, console)
+    make_methods = [lambda method=method: method for method in METHODS]
+    done = {case.case: runner.run_all(case, make_methods, arguments.seeds) for case in cases}
+    measured = collect("demo", cases, done, device)
 
     data = arguments.json or arguments.out / "demo.json"
     measured.write(data)
@@ -90,63 +82,3 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(f"\nWrote {', '.join(str(path) for path in [data, *pictures])}.")
     console.print(f"{time.perf_counter() - start:.0f} seconds in all.")
     return 0
-
-
-def _device(name: str | None) -> torch.device:
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and found == "cpu":
-        raise SystemExit("--device cuda: this torch finds no GPU; leave the option out")
-    return torch.device(name or found)
-
-
-def run_all(cases: list[Problem], seeds: int, device: torch.device, console: Console) -> list[Run]:
-    """Every problem, seed and optimizer; the optimizers take turns, also in going first.
-
-    So a machine that is busy for a while slows both down.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    runs: list[Run] = []
-    with Progress(*columns, console=console) as progress:
-        for case in cases:
-            bar = progress.add_task(case.title, total=seeds * len(METHODS) * case.budget)
-            for seed in range(seeds):
-                for method in METHODS if seed % 2 == 0 else reversed(METHODS):
-                    title = f"{case.title}: {method.name:10} seed {seed + 1} of {seeds}"
-                    progress.update(bar, description=title)
-                    done = progress.tasks[bar].completed
-                    advance = partial(_advance, progress, bar, done)
-                    runs.append(train(case, method, seed, device, on_work=advance))
-            progress.update(bar, description=case.title)
-    return runs
-
-
-def _advance(progress: Progress, bar: TaskID, done: float, units: int) -> None:
-    progress.update(bar, completed=done + units)
-
-
-def collect(cases: list[Problem], runs: list[Run], device: torch.device) -> Results:
-    """The runs as rows and curves, with what captions have to say about them."""
-    rows: list[Row] = []
-    curves: list[Curve] = []
-    for case in cases:
-        for method in METHODS:
-            own = [run for run in runs if (run.case, run.method) == (case.case, method.name)]
-            rows += summary.rows_of("demo", case, own)
-            curves += summary.curves_of("demo", case, own)
-    settings = {
-        "cases": {case.case: case.title for case in cases},
-        "descriptions": {case.case: case.description for case in cases},
-        "log_loss": [case.case for case in cases if case.log_loss],
-        "plain_steps": {case.case: case.plain_steps for case in cases},
-        "samples": "; ".join(f"{case.title}: {case.evaluated_on}" for case in cases),
-        "optimizers": {method.name: method.settings for method in METHODS},
-        "seeds": len({run.seed for run in runs}),
-        "final_share": summary.FINAL_SHARE,
-        "warm_up": summary.WARM_UP,
-    }
-    return Results(results.environment(device), rows, curves, settings)

@@ -143,8 +143,12 @@ class Results:
                 return row
         raise KeyError(f"no row for case {case!r}, optimizer {optimizer!r}, metric {metric!r}")
 
-    def curves_of(self, case: str, quantity: str) -> Iterator[Curve]:
-        return (c for c in self.curves if (c.case, c.quantity) == (case, quantity))
+    def curves_of(self, case: str, quantity: str, x_unit: str | None = None) -> Iterator[Curve]:
+        """All optimizers' curves of a quantity, over `x_unit` where there are several."""
+        for curve in self.curves:
+            same = (curve.case, curve.quantity) == (case, quantity)
+            if same and x_unit in (None, curve.x_unit):
+                yield curve
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ WARM_UP = 20  # steps: the first search looks for the order of magnitude, and th
 
 def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
     """The figures of one optimizer on one problem; `runs` are its seeds."""
-    ends = [_final(problem, run) for run in runs]
+    ends = [final(problem, run) for run in runs]
     metrics = {
         ("train_loss", "nats"): [fmean(p.train_loss for p in end) for end in ends],
         ("validation_loss", "nats"): [fmean(p.validation_loss for p in end) for end in ends],
@@ -36,7 +36,10 @@ def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
 
 
 def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
-    """Losses over work (in plain steps' worth of it), and the step size over steps."""
+    """Losses over work (in plain steps' worth of it) and over seconds, the step size over steps.
+
+    Seconds are the seeds' mean: those of steps, without evaluations.
+    """
     case, name = problem.case, runs[0].method
     marks = range(problem.checkpoints + 1)
     work = [mark * problem.plain_steps / problem.checkpoints for mark in marks]
@@ -44,12 +47,19 @@ def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
     train_losses = [[point.train_loss for point in run.checkpoints] for run in runs]
     validation_losses = [[point.validation_loss for point in run.checkpoints] for run in runs]
     step_sizes = [run.step_sizes for run in runs]
+    seconds = [fmean(points) for points in zip(*_seconds(runs))]
     work_unit = "plain steps of work"
     return [
         results.curve(bench, case, name, "train_loss", work_unit, work, train_losses),
         results.curve(bench, case, name, "validation_loss", work_unit, work, validation_losses),
+        results.curve(bench, case, name, "train_loss", "s", seconds, train_losses),
+        results.curve(bench, case, name, "validation_loss", "s", seconds, validation_losses),
         results.curve(bench, case, name, "step_size", "steps", steps, step_sizes),
     ]
+
+
+def _seconds(runs: list[Run]) -> list[list[float]]:
+    return [[point.seconds for point in run.checkpoints] for run in runs]
 
 
 def extra_forwards(run: Run) -> float:
@@ -57,7 +67,8 @@ def extra_forwards(run: Run) -> float:
     return fmean(run.extra_forwards[WARM_UP:] or run.extra_forwards)
 
 
-def _final(problem: Problem, run: Run) -> list[Checkpoint]:
+def final(problem: Problem, run: Run) -> list[Checkpoint]:
+    """What is measured in the last part of the work, at least the end of it."""
     last_outside = int((1 - FINAL_SHARE) * problem.checkpoints)
     return run.checkpoints[last_outside + 1 :]
 

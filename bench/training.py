@@ -6,17 +6,18 @@ that evaluates the loss more often than once per step pays for it with fewer ste
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.data import Batch
+from bench.devices import now
 from bench.optimizers import Closure, Method
+from bench.sets.batches import Batch
 
 FORWARD, BACKWARD = 1, 2
 PLAIN_STEP = FORWARD + BACKWARD
@@ -78,6 +79,7 @@ class Checkpoint:
     train_loss: float
     validation_loss: float
     validation_accuracy: float
+    seconds: float = 0.0  # in steps so far, without evaluations
 
 
 @dataclass
@@ -111,16 +113,24 @@ def train(
     model = problem.model().to(device)
     optimizer = method.build(model)
     batches = problem.batches(torch.Generator().manual_seed(seed))
-    run, work = Run(problem.case, method.name, seed), Work()
-    run.checkpoints.append(_evaluate(problem, model, work.units))
+    run, work, seconds = Run(problem.case, method.name, seed), Work(), 0.0
+    evaluate = partial(_evaluate, problem, model, optimizer)
+    run.checkpoints.append(evaluate(work.units, seconds))
+    full = [group.get("lr", 1.0) for group in optimizer.param_groups]
 
     while work.units < problem.budget:
         inputs, targets = (tensor.to(device) for tensor in next(batches))
         closure = work.counting(partial(_loss, model, inputs, targets))
         before = Work(work.forwards, work.backwards)
-        start = _now(device)
+        if method.factor is not None:
+            factor = method.factor(work.units / problem.budget)
+            for group, lr in zip(optimizer.param_groups, full):
+                group["lr"] = factor * lr
+        start = now(device)
         loss = method.step(optimizer, closure)
-        run.milliseconds.append(1e3 * (_now(device) - start))
+        elapsed = now(device) - start
+        run.milliseconds.append(1e3 * elapsed)
+        seconds += elapsed
 
         run.losses.append(loss.item())
         # A plain step has one forward; what is above that was spent on the search.
@@ -130,7 +140,7 @@ def train(
         passed = min(problem.checkpoints, work.units * problem.checkpoints // problem.budget)
         if passed >= len(run.checkpoints):
             missing = passed + 1 - len(run.checkpoints)
-            run.checkpoints += [_evaluate(problem, model, work.units)] * missing
+            run.checkpoints += [evaluate(work.units, seconds)] * missing
         on_work(work.units)
 
     run.skipped_steps = int(getattr(optimizer, "skipped_steps", 0))
@@ -147,12 +157,22 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(problem: Problem, model: nn.Module, work: int) -> Checkpoint:
-    model.eval()
+def _evaluate(
+    problem: Problem,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    work: int,
+    seconds: float,
+) -> Checkpoint:
+    """In evaluation mode; schedule-free optimizers have one, too: their averaged weights."""
+    modes: list[Any] = [one for one in (model, optimizer) if hasattr(one, "eval")]
+    for one in modes:
+        one.eval()
     train_loss, _ = _loss_and_accuracy(model, problem.train_sample)
     validation_loss, accuracy = _loss_and_accuracy(model, problem.validation_sample)
-    model.train()
-    return Checkpoint(work, train_loss, validation_loss, accuracy)
+    for one in modes:
+        one.train()
+    return Checkpoint(work, train_loss, validation_loss, accuracy, seconds)
 
 
 def _loss_and_accuracy(model: nn.Module, sample: Sequence[Batch]) -> tuple[float, float]:
@@ -163,9 +183,3 @@ def _loss_and_accuracy(model: nn.Module, sample: Sequence[Batch]) -> tuple[float
         correct += int((logits.argmax(-1) == targets).sum())
         count += targets.numel()
     return loss / count, correct / count
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

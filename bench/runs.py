@@ -1,0 +1,169 @@
+"""Training runs by the dozen: in turn, with progress, each kept so that a stop loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from bench import results, summary
+from bench.optimizers import Method
+from bench.peers import MissingPeer
+from bench.training import Checkpoint, Problem, Run, train
+
+KEPT = Path(__file__).parent / ".runs"
+TUNING_SEED = 1000  # none of the seeds that count
+
+MakeMethod = Callable[..., Method]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Runs on disk: one is measured again only where its settings, or the machine's, differ."""
+
+    folder: Path
+    device: torch.device
+
+    def key(self, case: Problem, method: Method, seed: int) -> dict[str, object]:
+        where = results.environment(self.device)
+        machine = {name: where[name] for name in ("device", "threads", "torch", "python")}
+        budget = {"steps": case.plain_steps, "checkpoints": case.checkpoints}
+        what = {"case": case.case, "description": case.description, **budget}
+        return {**what, "method": method.name, "settings": method.settings, "seed": seed, **machine}
+
+    def get(self, key: dict[str, object]) -> Run | None:
+        path = self._path(key)
+        if not path.exists():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        points = [Checkpoint(**point) for point in content["run"].pop("checkpoints")]
+        return Run(**content["run"], checkpoints=points)
+
+    def put(self, key: dict[str, object], run: Run) -> None:
+        """All or nothing: a file that was half written has another name."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"key": key, "run": asdict(run)}), encoding="utf-8")
+        unfinished.replace(path)
+
+    def _path(self, key: dict[str, object]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        name = re.sub(r"\W+", "-", f"{key['case']} {key['method']} {key['seed']}")
+        return self.folder / f"{name}-{digest}.json"
+
+
+@dataclass
+class Done:
+    """Of one method on one problem: a run for every seed, and what it cost to tune it."""
+
+    method: Method
+    runs: list[Run] = field(default_factory=list)
+    tuning: dict[float, float] = field(default_factory=dict)  # learning rate: validation loss
+
+
+@dataclass
+class Runner:
+    """Runs every method on every problem; what cannot run is said, and left out."""
+
+    device: torch.device
+    console: Console
+    store: Store | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    reused: int = 0
+
+    def run_all(self, case: Problem, make_methods: Sequence[MakeMethod], seeds: int) -> list[Done]:
+        """The methods take turns, also in going first: a busy machine slows all of them down."""
+        with self._bar(case, make_methods, seeds) as advance:
+            found = []
+            for make in make_methods:
+                method = make()
+                with self._reported(case, method):
+                    found.append(self._tuned(case, make, advance))
+            for seed in range(seeds):
+                for done in found if seed % 2 == 0 else reversed(found):
+                    title = f"{done.method.name}, seed {seed + 1} of {seeds}"
+                    with self._reported(case, done.method):
+                        done.runs.append(self._run(case, done.method, seed, advance, title))
+        return [done for done in found if len(done.runs) == seeds]
+
+    def _tuned(self, case: Problem, make: MakeMethod, advance: Advance) -> Done:
+        """The method itself, or the best of its grid by validation loss."""
+        done = Done(make())
+        if not done.method.grid:
+            return done
+        for lr in done.method.grid:
+            title = f"{done.method.name}, tuning lr={lr:g}"
+            run = self._run(case, make(lr=lr), TUNING_SEED, advance, title)
+            loss = fmean(point.validation_loss for point in summary.final(case, run))
+            done.tuning[lr] = loss
+        done.method = make(lr=min(done.tuning, key=lambda lr: _or_infinite(done.tuning[lr])))
+        return done
+
+    def _run(self, case: Problem, method: Method, seed: int, advance: Advance, title: str) -> Run:
+        key = self.store.key(case, method, seed) if self.store else {}
+        run = self.store.get(key) if self.store else None
+        if run is not None:
+            self.reused += 1
+        else:
+            run = train(case, method, seed, self.device, on_work=partial(advance, title))
+            if self.store:
+                self.store.put(key, run)
+        advance(title, None)
+        return run
+
+    @contextmanager
+    def _reported(self, case: Problem, method: Method) -> Iterator[None]:
+        name = f"{case.title}: {method.name}"
+        try:
+            yield
+        except MissingPeer as error:
+            self.missing[name] = str(error)
+        except Exception as error:  # of a peer, or of this machine: the others still count
+            self.missing[name] = f"{type(error).__name__}: {error}"
+        if name in self.missing:
+            self.console.print(f"{name}: left out: {self.missing[name]}", style="yellow")
+
+    @contextmanager
+    def _bar(
+        self, case: Problem, make_methods: Sequence[MakeMethod], seeds: int
+    ) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        runs = sum(seeds + len(make().grid) for make in make_methods)
+        with Progress(*columns, console=self.console) as progress:
+            bar = progress.add_task(case.title, total=runs * case.budget)
+            finished = 0
+
+            def advance(title: str, units: int | None) -> None:
+                nonlocal finished
+                if units is None:  # the run's end
+                    finished += case.budget
+                    units = 0
+                description = f"{case.title}: {title:34}"
+                progress.update(bar, completed=finished + units, description=description)
+
+            yield advance
+            progress.update(bar, completed=runs * case.budget, description=case.title)
+
+
+Advance = Callable[[str, "int | None"], None]
+
+
+def _or_infinite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,96 @@
+"""What training reaches: FusedSaLSa beside tuned AdamW and beside learning-rate-free optimizers.
+
+All do the same work: a forward counts 1, a backward 2, whoever asks for it.  Every run is kept
+when it is through, so that a command that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bench.collect import collect
+from bench.devices import add_device, chosen_device
+from bench.hub import HUB
+from bench.optimizers import METHODS, Method
+from bench.problems import PROBLEMS
+from bench.runs import KEPT, Done, Runner, Store
+from bench.tables import finish
+from bench.train_table import train_table
+from bench.training import Problem
+
+OUT = Path("bench/results/local/train.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device(parser)
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=list(PROBLEMS),
+        choices=[*PROBLEMS, *HUB],
+        metavar="CASE",
+        help=f"of {', '.join(PROBLEMS)}, and from a hub {', '.join(HUB)} (default: all but these)",
+    )
+    parser.add_argument("--optimizers", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--work", type=float, default=1.0, metavar="X", help="X times the usual number of steps"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure anew what was measured before"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=OUT, metavar="FILE", help="default: %(default)s"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    device = chosen_device(arguments.device)
+    make_methods = _chosen(arguments.optimizers)
+    if arguments.seeds < 1 or arguments.work <= 0:
+        raise SystemExit("--seeds and --work: at least one seed, and some work")
+    if arguments.again:
+        shutil.rmtree(KEPT, ignore_errors=True)
+    runner = Runner(device, console, Store(KEPT, device))
+    cases: list[Problem] = []
+    done: dict[str, list[Done]] = {}
+    for name in arguments.data:
+        case = _problem({**PROBLEMS, **HUB}[name], device, arguments.work)
+        console.print(f"{case.title}: {case.description}; {case.plain_steps} steps of work")
+        start = time.perf_counter()
+        found = runner.run_all(case, make_methods, arguments.seeds)
+        if not found:
+            continue
+        cases.append(case)
+        done[case.case] = found
+        console.print(f"{case.title}: {time.perf_counter() - start:.0f} s", style="dim")
+        measured = collect("train", cases, done, device)
+        measured.settings["missing"] = runner.missing
+        measured.write(arguments.json)  # after every case: nothing is lost
+    if not cases:
+        raise SystemExit("nothing could be run")
+    if runner.reused:
+        console.print(f"{runner.reused} runs were there already (--again measures them anew).")
+    return finish(measured, train_table(measured), arguments.json, console)
+
+
+def _problem(make: Callable[..., Problem], device: torch.device, work: float) -> Problem:
+    if work == 1.0:
+        return make(device)
+    return make(device, max(1, round(work * make(device).plain_steps)))
+
+
+def _chosen(names: Sequence[str] | None) -> list[Callable[[], Method]]:
+    known = {make().name: make for make in METHODS}
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise SystemExit(f"--optimizers: {unknown[0]!r} is none of {', '.join(map(repr, known))}")
+    return [make for name, make in known.items() if not names or name in names]
