@@ -1,5 +1,7 @@
 # make demo    trains real models with FusedSaLSa beside Adam: progress, a table and a plot
 # make test    passes the tests, lint and types
+# make bench   what a step costs and what training reaches, in less than half an hour
+# make bench-full    the same with everything and three seeds; hours, and goes on where it was stopped
 # make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
 # make sanitize    passes the kernels' tests under sanitizers
 # make fuzz    passes the property tests with many more cases
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-gpu sanitize fuzz lint clean
+.PHONY: help demo test bench bench-full test-gpu sanitize fuzz lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -22,7 +24,28 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m salsa_fused
 	$(BIN)/python -m pytest -q
-	$(BIN)/python -m bench readme --check
+	$(BIN)/python -m bench report --check
+
+# Where the results go; what is there already is measured again, but for finished training runs.
+RESULTS := bench/results/local
+BENCH := $(BIN)/python -m bench
+
+bench: $(VENV)/.installed
+	$(BENCH) data
+	$(BENCH) kernels --rounds 20 --json $(RESULTS)/kernels.json
+	$(BENCH) step --rounds 5 --json $(RESULTS)/step.json
+	$(BENCH) memory --json $(RESULTS)/memory.json
+	$(BENCH) train --seeds 1 --data digits-cnn digits-mlp plays-gpt --json $(RESULTS)/train.json
+	$(BENCH) report --folder $(RESULTS)
+
+bench-full: $(VENV)/.installed
+	$(BENCH) data
+	$(BENCH) kernels --json $(RESULTS)/kernels.json
+	$(BENCH) host --json $(RESULTS)/host.json
+	$(BENCH) step --json $(RESULTS)/step.json
+	$(BENCH) memory --json $(RESULTS)/memory.json
+	$(BENCH) train --json $(RESULTS)/train.json
+	$(BENCH) report --folder $(RESULTS)
 
 # No network and no installing: the kernels are built in place.
 test-gpu:

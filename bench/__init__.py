@@ -7,3 +7,4 @@ import os
 # torch is imported, and read by GNU's OpenMP only.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages

@@ -18,10 +18,12 @@ COMMANDS = {
     "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
     "data": "fetch all data and the other optimizers, once; the rest then needs no network",
     "train": "what training reaches, beside tuned AdamW and learning-rate-free optimizers",
+    "step": "time whole training steps on real architectures, beside AdamW and others",
+    "memory": "peak memory of a training step, beside AdamW's and others'",
     "kernels": "time the three kernels beside a copy and torch's Adam",
     "host": "time what a plain step costs the host, beside torch's fused Adam",
     "compiled": "what Triton compiles the kernels to: registers, spills, wide accesses",
-    "readme": "write the tables in README.md from the committed results",
+    "report": "make plots and tables, those of README.md too, from the results",
 }
 
 

@@ -24,7 +24,7 @@ from salsa_fused import FusedSaLSa
 from salsa_fused.kernels import BACKENDS, triton_backend
 from salsa_fused.kernels.triton_backend import TritonBackend
 
-OUT = Path("bench/results/host.json")
+OUT = Path("bench/results/local/host.json")
 TENSORS = 200
 ELEMENTS = 16  # of a tensor: too few to cost anything but the host
 ADAM = "torch Adam, fused"

@@ -24,7 +24,7 @@ from bench.results import Results, Row
 from bench.tables import finish
 from salsa_fused import FusedSaLSa
 
-OUT = Path("bench/results/kernels.json")
+OUT = Path("bench/results/local/kernels.json")
 TENSORS = 150
 FLUSH_BYTES = 128 << 20  # more than the caches of one socket hold
 FUSED = "torch Adam, fused"  # what the ratios are taken to

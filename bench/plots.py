@@ -51,10 +51,15 @@ def draw_demo(results: Results, folder: Path) -> list[Path]:
             _draw_losses(losses, results, case, title)
             _draw_step_sizes(sizes, results, case, title)
         panels[0, 0].legend(loc="upper right")
-        folder.mkdir(parents=True, exist_ok=True)
-        png, svg = folder / "demo.png", folder / "demo.svg"
-        figure.savefig(png, dpi=100)
-        figure.savefig(svg, metadata={"Date": None})
+        return save(figure, folder, "demo")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """As PNG and as SVG; the same figure gives the same files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    figure.savefig(png, dpi=100)
+    figure.savefig(svg, metadata={"Date": None})
     return [png, svg]
 
 
@@ -64,10 +69,10 @@ def _title(results: Results) -> str:
 
 
 def _draw_losses(axes: Axes, results: Results, case: str, title: str) -> None:
-    curves = list(results.curves_of(case, "train_loss"))
+    curves = list(results.curves_of(case, "train_loss", "plain steps of work"))
     for curve in curves:
         how = results.settings["optimizers"][curve.optimizer]
-        _draw(axes, curve, label=f"{curve.optimizer} ({how})")
+        draw_curve(axes, curve, STYLES[curve.optimizer], f"{curve.optimizer} ({how})")
     if case in results.settings["log_loss"]:
         axes.set_yscale("log")
     else:  # the first loss, of the untrained model, would squeeze all others
@@ -78,7 +83,7 @@ def _draw_losses(axes: Axes, results: Results, case: str, title: str) -> None:
 
 def _draw_step_sizes(axes: Axes, results: Results, case: str, title: str) -> None:
     for curve in results.curves_of(case, "step_size"):
-        _draw(axes, curve)
+        draw_curve(axes, curve, STYLES[curve.optimizer])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -87,8 +92,11 @@ def _draw_step_sizes(axes: Axes, results: Results, case: str, title: str) -> Non
     axes.set_xlabel("step")
 
 
-def _draw(axes: Axes, curve: Curve, label: str | None = None) -> None:
+def draw_curve(
+    axes: Axes, curve: Curve, style: dict[str, Any], label: str | None = None, *, band: bool = True
+) -> None:
     """The mean as a line, the extremes of the seeds as a band."""
-    style = STYLES[curve.optimizer]
     axes.plot(curve.x, curve.mean, label=label, **style)
-    axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0)
+    if band:
+        shade = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(curve.x, curve.low, curve.high, **shade)

@@ -28,7 +28,7 @@ GPT_BATCH = 16
 GPT_CONTEXT = 64
 GPT_WIDTH = 96
 GPT_SAMPLE = (3, 32)  # batches, and windows in each, of a fixed sample: 6,144 characters
-REVIEWS_STEPS = 250  # two fifths of an epoch
+REVIEWS_STEPS = 160  # a quarter of an epoch
 REVIEWS_BATCH = 16
 REVIEWS_SAMPLE = 256  # snippets of the training set that are evaluated
 

@@ -6,6 +6,7 @@ Every benchmark writes one such file; tables and plots are made from it and from
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import statistics
@@ -152,7 +153,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"schema": SCHEMA, **asdict(self)}
+        content = _without_nan({"schema": SCHEMA, **asdict(self)})
         path.write_text(_lines(content) + "\n", encoding="utf-8")
 
     @classmethod
@@ -162,15 +163,35 @@ class Results:
             raise ValueError(f"{path}: schema {content.get('schema')!r}, expected {SCHEMA}")
         return cls(
             environment=content["environment"],
-            rows=[Row(**{**row, "values": tuple(row["values"])}) for row in content["rows"]],
+            rows=[_row_from(row) for row in content["rows"]],
             curves=[_curve_from(curve) for curve in content["curves"]],
             settings=content["settings"],
         )
 
 
+def _row_from(content: dict[str, Any]) -> Row:
+    numbers = {key: _number(content[key]) for key in ("median", "low", "high", "mean")}
+    return Row(**{**content, **numbers, "values": tuple(map(_number, content["values"]))})
+
+
 def _curve_from(content: dict[str, Any]) -> Curve:
-    lists = {key: tuple(content[key]) for key in ("x", "mean", "low", "high")}
+    lists = {key: tuple(map(_number, content[key])) for key in ("x", "mean", "low", "high")}
     return Curve(**{**content, **lists})
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON has no number for what diverged: null stands for it."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return content
+
+
+def _number(content: float | None) -> float:
+    return math.nan if content is None else content
 
 
 def environment(device: torch.device) -> dict[str, Any]:

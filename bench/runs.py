@@ -15,11 +15,11 @@ from statistics import fmean
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from bench import results, summary
 from bench.optimizers import Method
 from bench.peers import MissingPeer
+from bench.progress import progress_bars
 from bench.training import Checkpoint, Problem, Run, train
 
 KEPT = Path(__file__).parent / ".runs"
@@ -139,14 +139,8 @@ class Runner:
     def _bar(
         self, case: Problem, make_methods: Sequence[MakeMethod], seeds: int
     ) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
         runs = sum(seeds + len(make().grid) for make in make_methods)
-        with Progress(*columns, console=self.console) as progress:
+        with progress_bars(self.console) as progress:
             bar = progress.add_task(case.title, total=runs * case.budget)
             finished = 0
 

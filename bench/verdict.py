@@ -1,7 +1,8 @@
-"""The demo's outcome in sentences: computed from the figures, whoever wins."""
+"""The outcome in sentences: computed from the figures, whoever wins."""
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 
 from bench.results import Results, Row
@@ -21,6 +22,31 @@ def demo_verdict(results: Results) -> list[str]:
         ]
         sentences.append(f"{title}: {'; '.join(parts)}.")
     return [*sentences, _step_sizes(results, ours, theirs), _cost(results, ours, theirs)]
+
+
+def train_verdict(results: Results) -> list[str]:
+    """Where FusedSaLSa with its defaults stands in every case, by training loss."""
+    ours = next(iter(results.settings["optimizers"]))
+    sentences = []
+    for case, title in results.settings["cases"].items():
+        found = [row for row in results.rows if (row.case, row.metric) == (case, "train_loss")]
+        order = sorted(found, key=lambda row: row.mean if math.isfinite(row.mean) else math.inf)
+        names = [row.optimizer for row in order]
+        place = names.index(ours) if ours in names else len(names)
+        best, rest = _named(names[:place]), _named(names[place + 1 :])
+        sentence = f"{title}: {ours} is {_nth(place + 1)} of {len(names)} by training loss"
+        sentence += f", behind {best}" if best else ""
+        sentences.append(f"{sentence}{f', ahead of {rest}' if rest else ''}.")
+    return sentences
+
+
+def _named(names: list[str]) -> str:
+    """Names have commas of their own."""
+    return "; ".join(names)
+
+
+def _nth(place: int) -> str:
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(place, f"{place}th")
 
 
 def compare(ours: Row, theirs: Row, name: str) -> str:

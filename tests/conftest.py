@@ -13,8 +13,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 # what bench/ shows and plots with is optional
 if not all(map(importlib.util.find_spec, ("rich", "matplotlib", "sklearn"))):
-    collect_ignore = ["test_bench.py"]
+    collect_ignore_glob = ["test_bench*.py"]
 
 
 def pytest_report_header() -> list[str]:
-    return ["without test_bench.py: pip install -e '.[bench]'"] * ("collect_ignore" in globals())
+    missing = "collect_ignore_glob" in globals()
+    return ["without test_bench*.py: pip install -e '.[bench]'"] * missing

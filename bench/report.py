@@ -1,0 +1,227 @@
+"""Plots and tables from results, and from nothing else: for the README, and a page per folder.
+
+In README.md a table stands from `<!-- NAME:begin -->` to `<!-- NAME:end -->`; every folder of
+results has its plots and a RESULTS.md with all its tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.host import host_table
+from bench.kernel_table import gpu_kernels_table, kernels_table, ratios_table
+from bench.plots import draw_demo
+from bench.results import REPOSITORY, Results
+from bench.sets.fetch import shown
+from bench.step_plot import draw_step
+from bench.step_table import memory_table, step_table
+from bench.tables import Table, demo_table, to_markdown
+from bench.train_plot import draw_train
+from bench.train_table import overview_table, train_table
+from bench.verdict import demo_verdict, train_verdict
+
+PUBLISHED = REPOSITORY / "bench" / "results"
+UNPUBLISHED = (PUBLISHED / "local", PUBLISHED / "demo")  # measured here, and not committed
+PAGE = "RESULTS.md"
+
+# --- blocks of the README -------------------------------------------------------------------------
+
+
+def demo_block(published: Path = PUBLISHED) -> str:
+    """The table, the verdict, and where they were measured."""
+    results = _read(published / "cpu", "demo")
+    return _block(results, demo_table(results), demo_verdict(results))
+
+
+def kernels_block(published: Path = PUBLISHED) -> str:
+    """The CPU kernels' table, and where it was measured."""
+    results = _read(published / "cpu", "kernels")
+    return _block(results, ratios_table(results))
+
+
+def host_block(published: Path = PUBLISHED) -> str:
+    """What a plain step costs the host, beside every device that was measured."""
+    return _everywhere(published, "host", host_table) or NOT_MEASURED.format("host's time")
+
+
+def gpu_block(published: Path = PUBLISHED) -> str:
+    """The kernels on every GPU that was measured."""
+    found = _everywhere(published, "kernels", gpu_kernels_table, kind="gpu")
+    return found or NOT_MEASURED.format("kernels' speed on a GPU")
+
+
+def train_block(published: Path = PUBLISHED) -> str:
+    """A line per optimizer, and where FusedSaLSa stands among them, for every device."""
+    found = _everywhere(published, "train", overview_table, train_verdict)
+    return found or NOT_MEASURED.format("training")
+
+
+def step_block(published: Path = PUBLISHED) -> str:
+    """Whole training steps on every device that was measured."""
+    found = [_everywhere(published, "step", step_table, kind=kind) for kind in ("cpu", "gpu")]
+    missing = NOT_MEASURED.format("cost of a whole step on a GPU")
+    return "\n".join((found[0], found[1] or missing))
+
+
+def memory_block(published: Path = PUBLISHED) -> str:
+    """Peak memory on every device that was measured."""
+    return _everywhere(published, "memory", memory_table) or NOT_MEASURED.format("peak memory")
+
+
+NOT_MEASURED = "The {} is **not measured yet**.\n"
+
+
+def _read(folder: Path, name: str) -> Results:
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: python -m bench {name} --json {path}")
+    return Results.read(path)
+
+
+def _everywhere(
+    published: Path,
+    name: str,
+    table: Callable[[Results], Table],
+    verdict: Callable[[Results], list[str]] = lambda results: [],
+    kind: str | None = None,
+) -> str:
+    paths = [path for path in published.glob(f"*/{name}.json") if path.parent not in UNPUBLISHED]
+    found = [Results.read(path) for path in sorted(paths)]
+    kept = [one for one in found if kind in (None, one.environment["kind"])]
+    return "\n".join(_block(one, table(one), verdict(one)) for one in kept)
+
+
+def _block(results: Results, table: Table, sentences: Sequence[str] = ()) -> str:
+    said = "\n".join(f"* {sentence}" for sentence in sentences)
+    parts = [to_markdown(table).rstrip(), said, _source(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _source(results: Results) -> str:
+    where = results.environment
+    versions = f"torch {where['torch']}"
+    if where["kind"] == "gpu":
+        versions += f", Triton {where['triton']}"
+    else:
+        threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
+        where = {**where, "device": f"{where['device']} ({threads})"}
+    return f"Measured on {where['device']}, {versions}, {where['commit']}: `{where['command']}`."
+
+
+# The name in the marker, and what stands between the markers.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo_block,
+    "train": train_block,
+    "step": step_block,
+    "memory": memory_block,
+    "kernels": kernels_block,
+    "gpu": gpu_block,
+    "host": host_block,
+}
+
+
+def with_blocks(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """`text` with every block made anew; markers and blocks have to be the same ones."""
+    unknown = set(re.findall(r"<!-- (\w+):(?:begin|end) -->", text)) - set(blocks)
+    if unknown:
+        raise ValueError(f"unknown markers {sorted(unknown)}; known are {sorted(blocks)}")
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(f"{begin} and {end} must stand there once each, in this order")
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{block().strip()}\n{end}{tail}"
+    return text
+
+
+# --- a page and plots for every folder ------------------------------------------------------------
+
+
+def _kernels(results: Results) -> Table:
+    of_gpu = results.environment["kind"] == "gpu"
+    return gpu_kernels_table(results) if of_gpu else kernels_table(results)
+
+
+# A title, the table, sentences about it, and what draws the plot.
+Draw = Callable[[Results, Path], list[Path]]
+PARTS: dict[str, tuple[str, Callable[[Results], Table], Callable | None, Draw | None]] = {
+    "demo": ("The demo", demo_table, demo_verdict, draw_demo),
+    "train": ("What training reaches", train_table, train_verdict, draw_train),
+    "step": ("What a training step costs", step_table, None, draw_step),
+    "memory": ("Peak memory", memory_table, None, None),
+    "kernels": ("The kernels", _kernels, None, None),
+    "host": ("The host's time", host_table, None, None),
+}
+
+
+def page(folder: Path) -> str:
+    """All tables of a folder, with its plots, as Markdown."""
+    parts = ["# Results\n\nMade by `python -m bench report` from the JSON beside it.\n"]
+    for name, (title, table, verdict, draw) in PARTS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            results = Results.read(path)
+            picture = f"![{title}]({name}.png)\n\n" if draw else ""
+            sentences = verdict(results) if verdict else ()
+            parts.append(f"## {title}\n\n{picture}{_block(results, table(results), sentences)}")
+    return "\n".join(parts)
+
+
+def draw(folder: Path) -> list[Path]:
+    """The plots of a folder, as PNG and as SVG."""
+    drawn = []
+    for name, (_, _, _, draw_part) in PARTS.items():
+        path = folder / f"{name}.json"
+        if draw_part and path.exists():
+            drawn += draw_part(Results.read(path), folder)
+    return drawn
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="only the page and the plots of this folder"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
+    parser.add_argument("--file", type=Path, default=REPOSITORY / "README.md", help="the README")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    wanted: dict[Path, Callable[[], str]]
+    if arguments.folder:
+        if not list(arguments.folder.glob("*.json")):
+            raise SystemExit(f"{arguments.folder}: no results there; python -m bench --help")
+        folders, wanted = [arguments.folder], {}
+    else:
+        folders = sorted({path.parent for path in PUBLISHED.glob("*/*.json")} - set(UNPUBLISHED))
+        wanted = {arguments.file: partial(_readme, arguments.file)}
+    wanted |= {folder / PAGE: partial(page, folder) for folder in folders}
+    if arguments.check:
+        stale = [path for path, text in wanted.items() if _text(path) != text()]
+        for path in stale:
+            print(f"{shown(path)} is out of date: run python -m bench report", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in wanted.items():
+        path.write_text(text(), encoding="utf-8")
+    drawn = [picture for folder in folders for picture in draw(folder)]
+    print(f"Wrote {', '.join(shown(path) for path in [*wanted, *drawn])}.")
+    return 0
+
+
+def _readme(path: Path) -> str:
+    try:
+        return with_blocks(_text(path), BLOCKS)
+    except ValueError as error:
+        raise SystemExit(f"{path}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,0 +1,358 @@
+"""The training runs' own logic: schedules, tuning, what is kept, and what is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from bench import hub, optimizers, peers, report, tables, train, train_table
+from bench.collect import collect
+from bench.optimizers import ADAM, FUSED_SALSA, METHODS, adamw, tuned_adamw
+from bench.peers import MissingPeer
+from bench.problems import PROBLEMS
+from bench.results import Results
+from bench.runs import TUNING_SEED, Runner, Store
+from bench.sets.batches import Batch, shuffled
+from bench.sets.fetch import DataError
+from bench.sets.reviews import read_snippets, trimmed
+from bench.training import Problem
+from bench.verdict import train_verdict
+
+CPU = torch.device("cpu")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def linear_problem(plain_steps: int = 20, case: str = "linear") -> Problem:
+    images = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    sample = Batch(images, (images.sum(1) > 0).long())
+    return Problem(
+        case=case,
+        title=case.title(),
+        description="four numbers",
+        evaluated_on="everything",
+        model=lambda: nn.Linear(4, 2),
+        batches=lambda generator: shuffled(sample, 8, generator),
+        train_sample=[sample],
+        validation_sample=[sample],
+        plain_steps=plain_steps,
+        checkpoints=5,
+    )
+
+
+# --- schedules and optimizers ---------------------------------------------------------------------
+
+
+def test_a_factor_scales_the_learning_rate_over_the_work():
+    seen = []
+    method = adamw("A", "", 0.1, factor=lambda share: seen.append(share) or 1 - share)
+    run = train.Runner(CPU, quiet()).run_all(linear_problem(10), [lambda: method], 1)[0].runs[0]
+    assert seen == pytest.approx([i / 10 for i in range(10)])
+    assert run.step_sizes == pytest.approx([0.1 * (1 - i / 10) for i in range(10)])
+
+
+def test_schedules():
+    assert [optimizers.cosine_end(s) for s in (0.0, 0.49, 0.5, 0.75, 1.0)] == pytest.approx(
+        [1, 1, 1, 0.5, 0]
+    )
+    ramp = [optimizers.warm_up_and_cosine(s) for s in (0.05, 0.1, 0.55, 1.0)]
+    assert ramp == pytest.approx([0.5, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize("make", METHODS, ids=lambda make: make().name)
+def test_every_optimizer_trains(make):
+    method = make(lr=1e-2) if make().grid else make()
+    try:
+        method.build(nn.Linear(1, 1))
+    except MissingPeer as missing:
+        pytest.skip(str(missing))
+    (done,) = Runner(CPU, quiet()).run_all(linear_problem(60), [lambda: method_of(method)], 1)
+    losses = [point.train_loss for point in done.runs[0].checkpoints]
+    assert losses[-1] < losses[0]
+    assert done.runs[0].step_sizes[-1] > 0.0
+
+
+def method_of(method):
+    return replace(method, grid=())
+
+
+def test_names_are_unique():
+    names = [make().name for make in METHODS]
+    assert len(set(names)) == len(names)
+
+
+def test_a_missing_peer_is_named_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(MissingPeer, match=r"prodigyopt==1\.1\.2 is missing.*python -m bench data"):
+        peers.peer("prodigyopt")
+    console = quiet()
+    runner = Runner(CPU, console)
+    done = runner.run_all(linear_problem(), [lambda: ADAM, optimizers.prodigy], 2)
+    assert [one.method.name for one in done] == ["Adam"]
+    assert list(runner.missing) == ["Linear: Prodigy"]
+    assert "left out" in console.file.getvalue()
+
+
+def test_peers_are_found_in_the_folder(monkeypatch, tmp_path):
+    (tmp_path / "somebodys.py").write_text("value = 3")
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert peers.peer("somebodys").value == 3
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+
+def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
+    monkeypatch.setattr(optimizers, "GRID", (1e-4, 1e-1, 1e3))
+    seeds = []
+    kept = Runner._run
+
+    def seen(self, case, method, seed, advance, title):
+        seeds.append((method.chosen_lr, seed))
+        return kept(self, case, method, seed, advance, title)
+
+    monkeypatch.setattr(Runner, "_run", seen)
+    (done,) = Runner(CPU, quiet()).run_all(linear_problem(), [tuned_adamw], 2)
+    assert seeds[:3] == [(lr, TUNING_SEED) for lr in (1e-4, 1e-1, 1e3)]
+    assert seeds[3:] == [(0.1, 0), (0.1, 1)]
+    assert done.method.chosen_lr == 0.1 and len(done.tuning) == 3
+    case = linear_problem()
+    found = collect("train", [case], {case.case: [done]}, CPU)
+    assert found.row("linear", "AdamW, tuned", "tuning_runs").mean == 3
+    assert found.settings["optimizers"] == {"AdamW, tuned": "the best lr of 3, warm-up and cosine"}
+
+
+def test_a_run_that_diverges_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(optimizers, "GRID", (math.inf, 1e-2))
+    (done,) = Runner(CPU, quiet()).run_all(linear_problem(), [tuned_adamw], 1)
+    assert done.method.chosen_lr == 1e-2
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_a_stopped_command_goes_on_where_it_was(tmp_path, monkeypatch):
+    from bench import runs
+
+    make_methods = [lambda: ADAM, lambda: FUSED_SALSA]
+    trained = []
+    train_one = runs.train
+
+    def stopping(problem, method, seed, *rest, **more):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append((method.name, seed))
+        return train_one(problem, method, seed, *rest, **more)
+
+    monkeypatch.setattr(runs, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(CPU, quiet(), Store(tmp_path, CPU)).run_all(linear_problem(), make_methods, 2)
+    monkeypatch.setattr(runs, "train", train_one)
+    runner = Runner(CPU, quiet(), Store(tmp_path, CPU))
+    resumed = runner.run_all(linear_problem(), make_methods, 2)
+    assert runner.reused == 3
+    fresh = Runner(CPU, quiet()).run_all(linear_problem(), make_methods, 2)
+    for one, other in zip(resumed, fresh):
+        for run, again in zip(one.runs, other.runs, strict=True):
+            assert run.losses == again.losses
+            assert run.checkpoints[-1].train_loss == again.checkpoints[-1].train_loss
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case": linear_problem(plain_steps=21)},
+        {"case": linear_problem(case="other")},
+        {"method": adamw("Adam", "lr=2e-3", 2e-3)},
+        {"seed": 1},
+    ],
+)
+def test_a_run_is_used_again_only_for_the_same_settings(tmp_path, change):
+    store = Store(tmp_path, CPU)
+    same = {"case": linear_problem(), "method": ADAM, "seed": 0}
+    (done,) = Runner(CPU, quiet()).run_all(same["case"], [lambda: ADAM], 1)
+    store.put(store.key(**same), done.runs[0])
+    assert store.get(store.key(**same)) is not None
+    assert store.get(store.key(**{**same, **change})) is None
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "KEPT", tmp_path / "runs")
+    monkeypatch.setitem(PROBLEMS, "linear", lambda device, steps=20: linear_problem(steps))
+    return Namespace(
+        device="cpu", data=["linear"], optimizers=["FusedSaLSa", "AdamW"], seeds=2, work=1.0,
+        again=False, json=tmp_path / "train.json",
+    )  # fmt: skip
+
+
+def test_the_command_writes_rows_curves_and_a_table(arguments, tmp_path, capsys):
+    assert train.main(arguments) == 0
+    found = Results.read(arguments.json)
+    assert found.row("linear", "AdamW", "train_loss").n == 2
+    units = {curve.x_unit for curve in found.curves_of("linear", "train_loss")}
+    assert units == {"plain steps of work", "s"}
+    over_seconds = next(found.curves_of("linear", "train_loss", "s"))
+    assert list(over_seconds.x) == sorted(over_seconds.x) and over_seconds.x[-1] > 0.0
+    assert "FusedSaLSa" in capsys.readouterr().out
+    text = tables.to_markdown(train_table.overview_table(found))
+    assert text.startswith("| mean of | optimizer | Linear: training loss | runs to tune |")
+    (sentence,) = train_verdict(found)
+    assert "FusedSaLSa is" in sentence and "of 2 by training loss" in sentence
+    drawn = report.draw(tmp_path)
+    assert {path.name for path in drawn} == {"train.png", "train.svg"}
+    assert "## What training reaches" in report.page(tmp_path)
+    assert train.main(arguments) == 0
+    assert "4 runs were there already" in capsys.readouterr().out
+
+
+def test_more_work_is_more_steps(arguments):
+    arguments.work = 1.5
+    assert train.main(arguments) == 0
+    assert Results.read(arguments.json).row("linear", "AdamW", "steps").mean == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizers": ["adamw"]}, "'adamw' is none of 'FusedSaLSa'"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"work": 0.0}, "some work"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, change, message):
+    with pytest.raises(SystemExit, match=message):
+        train.main(Namespace(**{**vars(arguments), **change}))
+
+
+def test_losses_that_are_not_numbers_are_valid_json(arguments):
+    case = linear_problem()
+    method = adamw("AdamW", "", math.inf)
+    done = Runner(CPU, quiet()).run_all(case, [lambda: method], 1)
+    found = collect("train", [case], {case.case: done}, CPU)
+    assert math.isnan(found.row("linear", "AdamW", "train_loss").mean)
+    found.write(arguments.json)
+    json.loads(arguments.json.read_text(), parse_constant=pytest.fail)
+    again = Results.read(arguments.json)
+    assert math.isnan(again.row("linear", "AdamW", "train_loss").mean)
+    assert "diverged" in tables.to_markdown(train_table.train_table(again))
+
+
+# --- reviews, and a hub ---------------------------------------------------------------------------
+
+
+def test_snippets_are_read_from_the_archive(tmp_path):
+    import tarfile
+
+    def add(archive, name, content):
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+    lines = b"1\t2.5\tGood.\n2\t-0.6\tToo tepid\tand long\n3\t0.0\tNeither.\n"
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as archive:
+        add(archive, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", lines)
+    path = tmp_path / "vaderSentiment-3.3.2.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+        add(archive, name, inner.getvalue())
+    texts, ratings = read_snippets(path)
+    assert texts == ["Good.", "Too tepid\tand long"]
+    assert ratings.tolist() == pytest.approx([2.5, -0.6])
+
+
+def test_padding_that_nobody_needs_is_cut():
+    batch = Batch(torch.tensor([[5, 6, 0, 0], [7, 0, 0, 0]]), torch.tensor([0, 1]))
+    assert trimmed(batch).inputs.tolist() == [[5, 6], [7, 0]]
+
+
+def test_without_a_hub_the_message_says_so(monkeypatch):
+    class Unreachable:
+        @staticmethod
+        def load_dataset(*name):
+            raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "datasets", Unreachable)
+    for make in hub.HUB.values():
+        with pytest.raises(DataError, match="hub could not be reached"):
+            make(CPU)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="pip install datasets transformers"):
+        hub.cifar10(CPU)
+
+
+def test_a_hubs_images_train(monkeypatch):
+    import numpy as np
+
+    class Picture:
+        def __init__(self, level):
+            self.level = level
+
+        def convert(self, mode):
+            return np.full((32, 32, 3), self.level, np.uint8)
+
+    split = {"img": [Picture(10 * i) for i in range(8)], "label": [i % 10 for i in range(8)]}
+    monkeypatch.setattr(hub, "_load", lambda *name: {"train": split, "test": split})
+    monkeypatch.setattr(hub, "CIFAR_BATCH", 4)
+    problem = hub.cifar10(CPU, 2)
+    images, labels = next(problem.batches(torch.Generator().manual_seed(0)))
+    assert images.shape == (4, 3, 32, 32) and labels.shape == (4,)
+    assert problem.model()(images).shape == (4, 10)
+
+
+def test_images_are_shifted_and_flipped():
+    images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8) + 1
+    changed = hub.augmented(images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert changed.shape == (100, 3, 8, 8)
+    left_alone = (changed == images.repeat(50, 1, 1, 1)).flatten(1).all(1)
+    assert not left_alone.all()
+    # a column of one image is one of its columns, shifted by some rows, or padding
+    rows = {tuple(row.tolist()) for row in images[0, 0]}
+    shifted = [row for row in changed[0, 0] if 0.0 not in row.tolist()]
+    assert all(tuple(r.tolist()) in rows or tuple(r.flip(0).tolist()) in rows for r in shifted)
+
+
+def test_a_hubs_texts_train(monkeypatch):
+    from bench.models.bert import Bert, BertSize
+
+    size = BertSize(vocabulary=40, width=16, layers=1, heads=2, inner=32, positions=256)
+    monkeypatch.setattr(hub, "BASE", size)
+
+    def tokenizer(*columns, **how):
+        assert how["max_length"] == hub.GLUE_LONGEST
+        rows = [[1, 2 + i % 30, 3, 0] for i in range(len(columns[0]))]
+        return {"input_ids": rows}
+
+    monkeypatch.setattr(hub, "_pretrained", lambda: (tokenizer, Bert(size).state_dict()))
+    split = {"sentence1": ["a"] * 40, "sentence2": ["b"] * 40, "label": [0, 1] * 20}
+    monkeypatch.setattr(hub, "_load", lambda *name: {"train": split, "validation": split})
+    problem = hub.mrpc(CPU)
+    assert problem.plain_steps == hub.GLUE_EPOCHS
+    tokens, _ = next(problem.batches(torch.Generator().manual_seed(0)))
+    assert tokens.shape == (32, 3)
+    assert problem.model()(tokens).shape == (32, 2)
+
+
+def test_partial_methods_keep_their_names():
+    """`METHODS` holds factories; `--optimizers` finds them by the names of what they make."""
+    chosen = train._chosen(["Prodigy, cosine"])
+    assert len(chosen) == 1 and isinstance(chosen[0], partial)
