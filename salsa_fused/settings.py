@@ -15,3 +15,6 @@ PAPER: dict[str, Any] = {
     "search_period": (1, 10),
 }
 """The constants of arXiv 2407.20650, sections II to III-E; a search starts from 0.1."""
+
+ADAM_SLS: dict[str, Any] = {**PAPER, "betas": (0.9, 0.999, 0.0), "c": 0.1, "search_period": 1}
+"""SLS (Vaswani et al. 2019, 2021), a baseline of the paper: nothing smoothed, always searching."""
