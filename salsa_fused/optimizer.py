@@ -17,7 +17,7 @@ from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
 from .hooks import hooked_where_watched
 from .interrupts import Interrupts
-from .kernels import Table
+from .kernels import Direction, Table
 from .kernels.choice import forced_backend
 from .kernels.table import parameters_of
 from .line_search import (
@@ -29,7 +29,8 @@ from .line_search import (
 )
 from .replay import Replay
 
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize")  # one per optimizer, not per group
+# one per optimizer, not per group
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
@@ -89,6 +90,10 @@ class FusedSaLSa(Optimizer):
             first ten steps always search.  ``None``: never search and never need a closure, that
             is fused AdamW with the learning rate ``lr * init_step_size``.
         max_trials: rejections after which a search is exhausted and the step size halved.
+        direction: ``"adam"``, or ``"sgd"``: :math:`d = -g`, and the weights are written with
+            :math:`w - lr\,\eta\,(g + \lambda w)`; neither momentum nor any other state of a
+            parameter, and :math:`\beta_1, \beta_2` and ``eps`` count for nothing.  Where no group
+            decays and the largest ``lr`` is 1, the accepted trial is the step.
         module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
             the first evaluation left them.
         backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
@@ -102,7 +107,7 @@ class FusedSaLSa(Optimizer):
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
     ``period`` and counters.  Per parameter the state is Adam's: ``step`` (int), ``exp_avg`` and
-    ``exp_avg_sq`` (fp32; float64 for float64 weights).
+    ``exp_avg_sq`` (fp32; float64 for float64 weights); with ``direction="sgd"`` there is none.
 
     Raises:
         TypeError, ValueError: an argument or a parameter that cannot be used; the message names
@@ -129,6 +134,7 @@ class FusedSaLSa(Optimizer):
         schedule: str = "doubling",
         search_period: tuple[int, int] | int | None = (1, 10),
         max_trials: int = 10,
+        direction: Direction = "adam",
         module: nn.Module | None = None,
         backend: str | None = None,
         maximize: bool = False,
@@ -149,6 +155,7 @@ class FusedSaLSa(Optimizer):
         }
         arguments.check_search_settings(settings)
         settings = arguments.as_plain_numbers(settings)
+        arguments.check_direction(direction)
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         defaults = {
@@ -157,6 +164,7 @@ class FusedSaLSa(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "maximize": bool(maximize),
+            "direction": direction,
             **settings,
         }
         self.module = module
@@ -234,7 +242,7 @@ class FusedSaLSa(Optimizer):
                 self._table.restore()
                 calls.undo()
             else:
-                self._table.adam_step(self.param_groups, search.step_size, skip)
+                self._table.final_write(self.param_groups, search.step_size, skip)
                 self._table.commit(self.state)
                 if skip is not None:
                     self._device_skips.count(skip)
@@ -375,8 +383,9 @@ class FusedSaLSa(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, or the state of ``torch.optim.Adam``/``AdamW``.
 
-        Of Adam's, moments and counts are taken over; hyper-parameters stay as they are here, and
-        the search starts afresh.  Moments are copied, keep fp32 and take their weight's strides.
+        Of Adam's, moments and counts are taken over (but by ``direction="sgd"``, which has none);
+        hyper-parameters stay as they are here, and the search starts afresh.  Moments are copied,
+        keep fp32 and take their weight's strides.
 
         Raises:
             ValueError: groups or shapes do not match; nothing is changed then.

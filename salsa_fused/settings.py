@@ -16,5 +16,11 @@ PAPER: dict[str, Any] = {
 }
 """The constants of arXiv 2407.20650, sections II to III-E; a search starts from 0.1."""
 
+SGD_SALSA: dict[str, Any] = {**PAPER, "direction": "sgd"}
+"""SGD with the paper's search: no momentum, no moments."""
+
 ADAM_SLS: dict[str, Any] = {**PAPER, "betas": (0.9, 0.999, 0.0), "c": 0.1, "search_period": 1}
 """SLS (Vaswani et al. 2019, 2021), a baseline of the paper: nothing smoothed, always searching."""
+
+SGD_SLS: dict[str, Any] = {**ADAM_SLS, "direction": "sgd"}
+"""The same along the gradient."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from salsa_fused.kernels import BACKENDS, Table
+from salsa_fused.kernels import BACKENDS, Direction, Table
 from salsa_fused.kernels.layout import moment_like
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "maximize": False}
+DIRECTIONS = get_args(Direction)
+GROUP = {
+    **{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    **{"maximize": False, "direction": "adam"},
+}
 
 
 def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
@@ -46,7 +51,7 @@ def make_state(weights, t=7, seed=1):
 
 
 def run(backend, weights, groups=None, state=None, eta=0.37):
-    """first_trial, next_trial, adam_step; a copy of every tensor after each, and the slope."""
+    """first_trial, next_trial, final write; a copy of every tensor after each, and the slope."""
     groups = groups or [{**GROUP, "params": weights}]
     state = {} if state is None else state
     table = Table(BACKENDS[backend])
@@ -62,7 +67,7 @@ def run(backend, weights, groups=None, state=None, eta=0.37):
     look()
     table.next_trial(groups, eta * 0.7)
     look()
-    table.adam_step(groups, eta * 0.49)
+    table.final_write(groups, eta * 0.49)
     for weight in weights:
         state.setdefault(weight, {})
     table.commit(state)
@@ -71,7 +76,7 @@ def run(backend, weights, groups=None, state=None, eta=0.37):
         del state[weight]
     look()
     table.refresh(groups, state)
-    table.adam_step(groups, eta)  # a plain step, in place
+    table.final_write(groups, eta)  # a plain step, in place
     table.commit(state)
     table.release()
     look()
@@ -101,6 +106,17 @@ def assert_same_run(make, backends=("native", "reference"), device="cpu"):
         for i, (a, b) in enumerate(zip(tensors, others)):
             assert same_bits(a, b), f"launch {step}, tensor {i}"
     assert slope == pytest.approx(their_slope, rel=1e-12, nan_ok=True)
+
+
+def along(direction, make):
+    """The same, along this direction."""
+
+    def build():
+        weights, groups, state = make()
+        groups = groups or [{**GROUP, "params": weights}]
+        return weights, [{**group, "direction": direction} for group in groups], state
+
+    return build
 
 
 def moved(case, device):

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
+    DIRECTIONS,
     DTYPES,
     GROUP,
+    along,
     assert_same_run,
     extreme_values,
     make_state,
@@ -67,45 +69,75 @@ def test_trials_leave_the_moments_alone():
         assert all(map(torch.equal, launch[1:], before))
 
 
+def test_sgd_against_the_formulas():
+    eta, decay = 0.37, 0.1
+    for maximize in (False, True):
+        weights = make_weights([1000], torch.float64)
+        w, g = (x.numpy().copy() for x in (weights[0], weights[0].grad))
+        group = {**GROUP, "lr": 0.5, "weight_decay": decay, "direction": "sgd"}
+        groups = [{**group, "params": weights, "maximize": maximize}, {**GROUP, "params": []}]
+        state = {}
+        seen, slope = run("reference", weights, groups, state, eta)
+        g = -g if maximize else g
+        expected = [
+            w - 0.5 * eta * g,
+            w - 0.5 * eta * 0.7 * g,
+            after := w - 0.5 * eta * 0.49 * (g + decay * w),
+            after - 0.5 * eta * (g + decay * after),
+        ]
+        for tensors, target in zip(seen, expected):
+            assert np.abs(tensors[0].numpy() - target).max() / np.abs(target).max() < 1e-15
+        assert slope == pytest.approx(0.5 * np.sum(g * g), rel=1e-14)
+        assert not state
+
+
 # -- native against reference, bit for bit ----------------------------------------------------
 
 SIZES = [1, 7, 8, 9, 511, 512, 513, 32768, 32769, 100_003]
 
 
+on_every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@on_every_direction
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_over_sizes_and_states(dtype):
+def test_bits_over_sizes_and_states(dtype, direction):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
         return weights, None, make_state(weights[:5])
 
-    assert_same_run(make)
+    assert_same_run(along(direction, make))
 
 
-def test_bits_with_groups_and_step_counts():
-    assert_same_run(two_groups)
+@on_every_direction
+def test_bits_with_groups_and_step_counts(direction):
+    assert_same_run(along(direction, two_groups))
 
 
+@on_every_direction
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_bits_whatever_the_number_of_threads(threads):
+def test_bits_whatever_the_number_of_threads(threads, direction):
+    make = along(direction, lambda: (make_weights(SIZES), None, None))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ours, slope = run("native", make_weights(SIZES))
+        ours, slope = run("native", *make())
         torch.set_num_threads(1)
-        theirs, one_slope = run("native", make_weights(SIZES))
+        theirs, one_slope = run("native", *make())
     finally:
         torch.set_num_threads(before)
     assert slope == one_slope
     assert all(same_bits(a, b) for x, y in zip(ours, theirs) for a, b in zip(x, y))
 
 
-def test_extreme_values_give_the_same_bits():
-    assert_same_run(extreme_values)
+@on_every_direction
+def test_extreme_values_give_the_same_bits(direction):
+    assert_same_run(along(direction, extreme_values))
 
 
-@given(model=models())
-def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model):
-    assert_same_run(model.build)
+@given(model=models(), direction=st.sampled_from(DIRECTIONS))
+def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model, direction):
+    assert_same_run(along(direction, model.build))
 
 
 # -- every instruction set --------------------------------------------------------------------
@@ -114,15 +146,15 @@ SHIM = r"""
 #include "cpu_kernels.h"
 #include "storage.h"
 using namespace salsa;
-extern "C" double run(int kernel, int dtype, int stream, std::int64_t* rows,
+extern "C" double run(int kernel, int direction, int dtype, int stream, std::int64_t* rows,
                       std::int64_t* chunks, std::int64_t n, float* classes, void* saved,
                       double* partials) {
     const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
                              reinterpret_cast<AdamClass*>(classes), saved, Dtype(dtype),
-                             stream != 0, 1};
+                             stream != 0, 1, Direction(direction)};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);
-    if (kernel == 2) cpu::adam_step(launch);
+    if (kernel == 2) direction == 0 ? cpu::adam_step(launch) : cpu::sgd_step(launch);
     return 0.0;
 }
 template <class T>
@@ -155,8 +187,9 @@ def random_bits(size, dtype, seed):
     return np.where((bits & exponent) == exponent, bits ^ 0x4000, bits)
 
 
+@pytest.mark.parametrize("direction", [0, 1], ids=["adam", "sgd"])
 @pytest.mark.parametrize("dtype", [0, 1, 2], ids=["fp32", "bf16", "fp16"])
-def test_bits_whatever_the_instruction_set(dtype, instruction_sets):
+def test_bits_whatever_the_instruction_set(dtype, direction, instruction_sets):
     """The clones that the loader chooses among, and writes past the caches beside others."""
     results = {}
     for name, library in instruction_sets.items():
@@ -174,7 +207,7 @@ def test_bits_whatever_the_instruction_set(dtype, instruction_sets):
             pointers.insert(2, ctypes.c_int64(2))
             seen = []
             for kernel in range(3):
-                slope = library.run(kernel, dtype, stream, *pointers)
+                slope = library.run(kernel, direction, dtype, stream, *pointers)
                 seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
             results[name, stream] = seen
     first = results["sse2", 0]

@@ -48,6 +48,7 @@ def weight(*shape, **keywords):
         ({"search_period": True}, "search_period must be"),
         ({"max_trials": 0}, "max_trials must be an integer >= 1, got 0"),
         ({"max_trials": 2.0}, "max_trials must be an integer"),
+        ({"direction": "rmsprop"}, "direction must be one of 'adam', 'sgd', got 'rmsprop'"),
         (
             {"backend": "cuda"},
             "backend is 'cuda'; the backends are 'triton', 'native', 'reference'",
@@ -109,6 +110,7 @@ class Subclass(torch.Tensor):
             ValueError,
             "names beta3=0.5",
         ),
+        (lambda: [{"params": [weight()], "direction": "sgd"}], ValueError, "names direction='sgd'"),
     ],
 )
 def test_parameters(parameters, error, message):

@@ -124,21 +124,21 @@ BROKEN_SEARCHES = [cls for cls in LineSearch.__subclasses__() if cls.__module__ 
 
 
 class KeepsTheTrialAsTheFinalWeights(Table):
-    def adam_step(self, groups, step_size, skip=None):
+    def final_write(self, groups, step_size, skip=None):
         (launch,) = self.launches
         trial = [weight.clone() for weight in launch.weights]
         searched = launch.moved
-        super().adam_step(groups, step_size, skip)
+        super().final_write(groups, step_size, skip)
         if searched:
             for weight, at_trial in zip(launch.weights, trial):
                 weight.copy_(at_trial)
 
 
 class StepsFromTheTrialPoint(Table):
-    def adam_step(self, groups, step_size, skip=None):
+    def final_write(self, groups, step_size, skip=None):
         for launch in self.launches:
             launch.saved = None
-        super().adam_step(groups, step_size, skip)
+        super().final_write(groups, step_size, skip)
 
 
 class BiasCorrectionOneStepAhead(Table):

@@ -8,7 +8,7 @@ attribute of a tensor takes 50 ns to read.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_, itemgetter, or_
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .guards import Guards
-from .interface import AdamClass, Backend
+from .interface import AdamClass, Backend, Direction
 from .layout import is_dense, moment_like, readable_gradient
 from .prefetch import lines_of, prefetch
 
@@ -51,6 +51,7 @@ class Launch:
     device: torch.device
     dtype: torch.dtype  # of the weights
     gradient_dtype: torch.dtype
+    direction: Direction = "adam"
 
     # one entry a row
     weights: list[Tensor] = field(default_factory=list)
@@ -155,15 +156,15 @@ class Launch:
             self._cut_anew()
         return True
 
-    def follow(self) -> None:
-        """Take up where the weights lie now: the closure may have moved them.
+    def follow(self) -> bool:
+        """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
             RuntimeError: they have another shape, dtype or memory order.
         """
         addresses = list(map(data_ptr, self.weights))
         if addresses == self.addresses:
-            return
+            return False
         if not self._fit(self.weights):
             raise RuntimeError(
                 "the closure replaced a weight by one of another shape, dtype or memory order "
@@ -173,6 +174,7 @@ class Launch:
         self._set_column(WEIGHT, addresses)
         self.lines = None
         self._cut_anew()
+        return True
 
     def _cut_anew(self) -> None:
         """Cut the rows where what can be read in vectors has changed."""
@@ -237,6 +239,9 @@ class Launch:
         ) and self._laid_out(gradients)
 
     def _take_moments(self) -> None:
+        if self.direction == "sgd":
+            self._take_none()
+            return
         entries = [entry or NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
         self.steps = steps
@@ -253,9 +258,7 @@ class Launch:
             and (all(self.entries) or self._all_without_entry_are_missing())
         )
         if self.settled:
-            if self.lines is None:
-                tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
-                self.lines = lines_of(tensors, self.entries)
+            self._note_lines()
             return
         self.lines = None
         for row, gradient in enumerate(self.gradients):
@@ -270,6 +273,19 @@ class Launch:
         self.exp_avg_sq_addresses = _addresses(self.exp_avg_sqs)
         self._set_column(EXP_AVG, self.exp_avg_addresses)
         self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
+
+    def _take_none(self) -> None:
+        """SGD remembers nothing: no moments, no counts."""
+        if not self.settled:
+            self.settled = True
+            self.steps = [0] * len(self.weights)
+            self.exp_avg_addresses = self.exp_avg_sq_addresses = _addresses(self.exp_avgs)
+        self._note_lines()
+
+    def _note_lines(self) -> None:
+        if self.lines is None:
+            tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
+            self.lines = lines_of(tensors, self.entries)
 
     def _all_without_entry_are_missing(self) -> bool:
         return self.missing is not None and all(
@@ -318,6 +334,8 @@ class Launch:
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
+        if self.direction == "sgd":
+            return
         if self.settled and self.missing is None:
             for settled, t in zip(self.entries, self.steps):
                 settled["step"] = t + 1  # type: ignore[index]
@@ -348,6 +366,12 @@ class Launch:
         if self.missing is None:
             return self.weights
         return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
+
+    def ready_to_write(self) -> Callable[[], None]:
+        """The final write of this direction, ready to be made."""
+        if self.direction == "sgd":
+            return self.backend.sgd_step(self)
+        return self.backend.adam_step(self)
 
     # -- the saved weights --------------------------------------------------------------------
 
