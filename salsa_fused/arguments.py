@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .cycle import Units
 from .kernels import Direction
 from .kernels.layout import is_dense, overlaps_itself, parameter_label
 from .warning import warn
@@ -43,6 +44,11 @@ def check_search_settings(numbers: Mapping[str, Any]) -> None:
 def check_direction(direction: Any) -> None:
     """Raise ValueError for a direction that there is not."""
     _one_of("direction", direction, get_args(Direction))
+
+
+def check_units(units: Any) -> None:
+    """Raise ValueError for units that there are not."""
+    _one_of("units", units, get_args(Units))
 
 
 def period_bounds(search_period: Any) -> tuple[int, int] | None:

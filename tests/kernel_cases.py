@@ -50,8 +50,11 @@ def make_state(weights, t=7, seed=1):
     }
 
 
-def run(backend, weights, groups=None, state=None, eta=0.37):
-    """first_trial, next_trial, final write; a copy of every tensor after each, and the slope."""
+def run(backend, weights, groups=None, state=None, eta=0.37, unit=None):
+    """first_trial, next_trial, final write; a copy of every tensor after each, and the slope.
+
+    Of one unit's trials the final write has a step size for each group.
+    """
     groups = groups or [{**GROUP, "params": weights}]
     state = {} if state is None else state
     table = Table(BACKENDS[backend])
@@ -63,11 +66,12 @@ def run(backend, weights, groups=None, state=None, eta=0.37):
         seen.append([tensor.clone() for tensor in (*weights, *moments)])
 
     assert table.refresh(groups, state)
-    slope = sum(s.item() for s in table.first_trial(groups, eta))
+    slope = sum(s.item() for s in table.first_trial(groups, eta, unit))
     look()
     table.next_trial(groups, eta * 0.7)
     look()
-    table.final_write(groups, eta * 0.49)
+    final = eta * 0.49
+    table.final_write(groups, final if unit is None else [final, 0.3 * final][: len(groups)])
     for weight in weights:
         state.setdefault(weight, {})
     table.commit(state)
@@ -93,13 +97,14 @@ def same_bits(a, b):
     )
 
 
-def assert_same_run(make, backends=("native", "reference"), device="cpu"):
+def assert_same_run(make, backends=("native", "reference"), device="cpu", unit=None):
     """`make` builds (weights, groups, state) anew; both backends must leave the same bits.
 
     The first of the two runs on `device`, the other on the CPU.
     """
     (ours, slope), (theirs, their_slope) = (
-        run(backend, *moved(make(), place)) for backend, place in zip(backends, (device, "cpu"))
+        run(backend, *moved(make(), place), unit=unit)
+        for backend, place in zip(backends, (device, "cpu"))
     )
     for step, (tensors, others) in enumerate(zip(ours, theirs)):
         assert len(tensors) == len(others)

@@ -77,6 +77,13 @@ def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients
 
 @on_every_backend
 @on_every_direction
+@pytest.mark.parametrize("unit", [0, 1])
+def test_bits_of_trials_of_one_unit(unit, direction, backend):
+    assert_same_run(along(direction, two_groups), (backend, "native"), "cuda", unit=unit)
+
+
+@on_every_backend
+@on_every_direction
 def test_the_slope_repeats_bit_for_bit(direction, backend):
     make = along(direction, lambda: (make_weights(SIZES), None, None))
     slopes = {run(backend, *moved(make(), "cuda"))[1] for _ in range(3)}

@@ -135,9 +135,93 @@ def test_extreme_values_give_the_same_bits(direction):
     assert_same_run(along(direction, extreme_values))
 
 
-@given(model=models(), direction=st.sampled_from(DIRECTIONS))
-def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model, direction):
-    assert_same_run(along(direction, model.build))
+@given(
+    model=models(),
+    direction=st.sampled_from(DIRECTIONS),
+    unit=st.sampled_from([None, None, 0, 1]),
+)
+def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model, direction, unit):
+    assert_same_run(along(direction, model.build), unit=unit)
+
+
+@on_every_direction
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("unit", [0, 1])
+def test_trials_of_one_unit(unit, backend, direction):
+    """They move this unit as a search of all would, and nothing else; then all take their step."""
+    whole, _ = run(backend, *along(direction, two_groups)())
+    ours, slope = run(backend, *along(direction, two_groups)(), unit=unit)
+    untouched, _, state = two_groups()
+    chosen = range(3) if unit == 0 else range(3, 6)
+    for launch in range(2):
+        for i in range(6):
+            expected = whole[launch][i] if i in chosen else untouched[i]
+            assert same_bits(ours[launch][i], expected)
+    one_by_one = []
+    for group in (0, 1):  # each at its own step size
+        weights, groups, state = along(direction, two_groups)()
+        table = Table(BACKENDS[backend])
+        table.refresh(groups, state)
+        table.final_write(groups, 0.37 * 0.49 * (1.0, 0.3)[group])
+        one_by_one += weights[:3] if group == 0 else weights[3:]
+    assert all(map(same_bits, ours[2][:6], one_by_one))
+    weights, groups, state = along(direction, two_groups)()
+    for i, weight in enumerate(weights):
+        if i not in chosen:
+            weight.grad = None
+    assert slope == pytest.approx(run(backend, weights, groups, state)[1], rel=1e-12)
+
+
+def test_only_the_chunks_of_the_unit_are_launched(monkeypatch):
+    backend, seen = BACKENDS["native"], []
+    for kernel in ("first_trial", "next_trial", "adam_step"):
+        call = getattr(backend, kernel)
+
+        def spy(launch, call=call):
+            rows = {*launch.raw_chunks[::3]}
+            seen.append((sorted(rows), launch.saved is not None))
+            return call(launch)
+
+        monkeypatch.setattr(backend, kernel, spy)
+    run("native", *two_groups(), unit=1)
+    mine, rest = [3, 4, 5], [0, 1, 2]
+    assert seen[:2] == [(mine, True)] * 2
+    assert seen[2:4] == [(mine, True), (rest, False)]  # the others were not saved
+    assert seen[4] == (rest + mine, False)
+
+
+def test_a_unit_without_rows_moves_nothing():
+    weights = make_weights([50, 50])
+    groups = [{**GROUP, "params": weights}, {**GROUP, "params": []}]
+    table = Table(BACKENDS["native"])
+    table.refresh(groups, {})
+    before = [weight.clone() for weight in weights]
+    assert table.first_trial(groups, 0.5, 1) == []
+    table.next_trial(groups, 0.5)
+    table.restore()
+    assert all(map(torch.equal, weights, before))
+    table.final_write(groups, [0.5, 0.5])
+    assert not any(map(torch.equal, weights, before))
+
+
+def test_weights_that_move_during_the_search_of_a_unit():
+    """The chunks are cut anew, and still the unit's."""
+    runs = []
+    for moving in (False, True):
+        weights, groups, state = two_groups()
+        table = Table(BACKENDS["native"])
+        table.refresh(groups, state)
+        table.first_trial(groups, 0.5, 0)
+        if moving:
+            for weight in weights:
+                weight.data = weight.data.clone()
+        table.next_trial(groups, 0.4)
+        table.final_write(groups, [0.4, 0.2])
+        table.release()
+        (launch,) = table.launches
+        assert launch.n_chunks == 6
+        runs.append(weights)
+    assert all(map(same_bits, *runs))
 
 
 # -- every instruction set --------------------------------------------------------------------

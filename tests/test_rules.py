@@ -151,13 +151,13 @@ class BiasCorrectionOneStepAhead(Table):
 class MomentumInTheTrials(Table):
     """beta1 stays 0.9 in the direction that is tried."""
 
-    def first_trial(self, groups, step_size):
+    def first_trial(self, groups, step_size, unit=None):
         for launch in self.launches:
             launch.gradients = [
                 None if g is None else g * 0.1 + 0.9 * m
                 for g, m in zip(launch.gradients, launch.exp_avgs)
             ]
-        return super().first_trial(groups, step_size)
+        return super().first_trial(groups, step_size, unit)
 
 
 class TriesTheAbsoluteFactor(Table):

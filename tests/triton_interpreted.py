@@ -61,9 +61,21 @@ def test_bits_of_special_models(make, direction):
     assert_same_run(along(direction, make), BOTH)
 
 
-@given(model=models(), direction=st.sampled_from(DIRECTIONS))
-def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model, direction):
-    assert_same_run(along(direction, model.build), BOTH)
+@given(
+    model=models(),
+    direction=st.sampled_from(DIRECTIONS),
+    unit=st.sampled_from([None, None, 0, 1]),
+)
+def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(
+    model, direction, unit
+):
+    assert_same_run(along(direction, model.build), BOTH, unit=unit)
+
+
+@on_every_direction
+@pytest.mark.parametrize("unit", [0, 1])
+def test_bits_of_trials_of_one_unit(unit, direction):
+    assert_same_run(along(direction, two_groups), BOTH, unit=unit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -33,6 +33,8 @@ NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 
 data_ptr = Tensor.data_ptr
 
+Part = tuple[int | None, bool]  # (unit, others) of a launch
+
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
@@ -85,6 +87,9 @@ class Launch:
     raw_rows: array[int] = field(default_factory=lambda: array("q"))
     raw_chunks: array[int] = field(default_factory=lambda: array("q"))
     n_vector_chunks: int = 0
+    unit: int | None = None  # the group whose weights a search moves; None: all
+    others: bool = False  # the chunks are those of all but the unit
+    parts: dict[Part, tuple[array[int], int]] = field(default_factory=dict)
     rows_version: int = 0  # counts the changes of `raw_rows`
     chunks_version: int = 0
     cut_for: int = -1  # the `rows_version` that `raw_chunks` was made for
@@ -128,9 +133,29 @@ class Launch:
                 vectors.extend((row, start, end))
             for start, end in _pieces(whole * length, size, most):
                 elements.extend((row, start, end))
-        self.raw_chunks = vectors + elements
-        self.n_vector_chunks = len(vectors) // CHUNK_FIELDS
+        self.parts = {(None, False): (vectors + elements, len(vectors) // CHUNK_FIELDS)}
         self.chunks_version += 1
+        self.select(self.unit, others=self.others)
+
+    def select(self, unit: int | None, *, others: bool = False) -> None:
+        """Let kernels go over the rows of one group only, of all others, or (None) over all."""
+        self.unit, self.others = unit, others
+        if (unit, others) not in self.parts:
+            self.parts[unit, others] = self._chunks_of_part()
+        self.raw_chunks, self.n_vector_chunks = self.parts[unit, others]
+
+    def _chunks_of_part(self) -> tuple[array[int], int]:
+        chunks, n_vector = self.parts[None, False]
+        found, vectors = array("q"), 0
+        for start in range(0, len(chunks), CHUNK_FIELDS):
+            if self.is_selected(chunks[start]):
+                found.extend(chunks[start : start + CHUNK_FIELDS])
+                vectors += start < n_vector * CHUNK_FIELDS
+        return found, vectors
+
+    def is_selected(self, row: int) -> bool:
+        """Whether kernels go over this row."""
+        return self.unit is None or (self.groups[row] == self.unit) != self.others
 
     # -- in every step ------------------------------------------------------------------------
 
@@ -363,15 +388,31 @@ class Launch:
     @property
     def stepped(self) -> list[Tensor]:
         """The weights that have a gradient in this step."""
-        if self.missing is None:
+        if self.missing is None and self.unit is None:
             return self.weights
-        return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
+        return [
+            weight
+            for row, (weight, gradient) in enumerate(zip(self.weights, self.gradients))
+            if gradient is not None and self.is_selected(row)
+        ]
 
-    def ready_to_write(self) -> Callable[[], None]:
-        """The final write of this direction, ready to be made."""
-        if self.direction == "sgd":
-            return self.backend.sgd_step(self)
-        return self.backend.adam_step(self)
+    def ready_to_write(self, *, made: bool) -> list[Callable[[], None]]:
+        """The final write, ready to be made; ``made``: that of what a search moved is already.
+
+        A search of one unit has saved that unit's weights only: the others' are written in place.
+        """
+        step = self.backend.sgd_step if self.direction == "sgd" else self.backend.adam_step
+        writes = [] if made else [step(self)]
+        if self.unit is not None:
+            saved, self.saved = self.saved, None
+            self.select(self.unit, others=True)
+            try:
+                if self.n_chunks:
+                    writes.append(step(self))
+            finally:
+                self.saved = saved
+                self.select(self.unit)
+        return writes
 
     # -- the saved weights --------------------------------------------------------------------
 
@@ -386,13 +427,15 @@ class Launch:
     def restore(self) -> None:
         """Put the saved weights back."""
         for row, gradient in enumerate(self.gradients):
-            if gradient is not None:
+            if gradient is not None and self.is_selected(row):
                 self.weights[row].copy_(self.saved_view(row))
         self.moved = False
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
         self.saved = self.skip = None
+        if self.unit is not None:
+            self.select(None)
         self.gradients = [None] * len(self.weights)
         for row in self.new_moments:
             self.exp_avgs[row] = self.exp_avg_sqs[row] = None

@@ -30,7 +30,7 @@ class ReferenceBackend:
     def first_trial(self, launch: Launch) -> Tensor:
         slope = torch.zeros((), dtype=_widest(launch.device), device=launch.device)
         for index, gradient in enumerate(launch.gradients):
-            if gradient is not None:
+            if gradient is not None and launch.is_selected(index):
                 launch.saved_view(index).copy_(launch.weights[index])
         launch.moved = True
         for row in _rows(launch):
@@ -81,13 +81,13 @@ class _Row(NamedTuple):
 
 
 def _rows(launch: Launch) -> Iterator[_Row]:
-    """The rows that have a gradient in this step."""
+    """The rows that are gone over and have a gradient in this step."""
     dtype = compute_dtype(launch.dtype)
     classes = launch.classes
     if dtype == torch.float32:  # each scalar is rounded once
         classes = [AdamClass(*[ctypes.c_float(x).value for x in c]) for c in classes]
     for index, gradient in enumerate(launch.gradients):
-        if gradient is not None:
+        if gradient is not None and launch.is_selected(index):
             yield _Row(
                 index,
                 launch.weights[index],

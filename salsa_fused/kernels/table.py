@@ -58,25 +58,36 @@ class Table:
             gradient is not None for launch in self.launches for gradient in launch.gradients
         )
 
-    def first_trial(self, groups: Groups, step_size: float) -> list[Tensor]:
-        """Save the weights, move them to the first trial; one slope per launch, on its device."""
+    def first_trial(
+        self, groups: Groups, step_size: float, unit: int | None = None
+    ) -> list[Tensor]:
+        """Save the weights, move them to the first trial; one slope per launch, on its device.
+
+        ``unit``: of this group only, in the whole search.
+        """
         self._set_classes(groups, step_size, trial=True)
         self._follow()
-        for launch in self.launches:
+        moving = [launch for launch in self.launches if unit is None or unit in launch.groups]
+        for launch in moving:
+            launch.select(unit)
             launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
-        return [launch.backend.first_trial(launch) for launch in self.launches]
+        return [launch.backend.first_trial(launch) for launch in moving]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
         """Move the weights to another trial along the same direction."""
         self._set_classes(groups, step_size, trial=True)
         self._follow()
         for launch in self.launches:
-            launch.backend.next_trial(launch)
+            if launch.moved:
+                launch.backend.next_trial(launch)
 
-    def final_write(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
+    def final_write(
+        self, groups: Groups, step_size: float | list[float], skip: Tensor | None = None
+    ) -> None:
         """Write weights and moments, from the saved weights where a search moved them.
 
-        Nothing where the weights stand at a trial that is the step already.
+        Not those weights that stand at a trial which is the step already.  ``step_size``: one for
+        all, or one for each group.
 
         ``skip``: one fp32 number on a device, for what the host does not know yet; not 0, and
         nothing is written.
@@ -84,18 +95,16 @@ class Table:
         searched = any(launch.moved for launch in self.launches)
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
-        launches = self.launches
+        made = [False] * len(self.launches)
         if searched and not self._follow():
-            there = map(_stands_at_the_step, launches, tried)
-            launches = [launch for launch, done in zip(launches, there) if not done]
-        for launch in launches:
+            made = list(map(_stands_at_the_step, self.launches, tried))
+        for launch in self.launches:
             if skip is not None:
                 launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
-        writes = [launch.ready_to_write() for launch in launches]
-        for launch, write in zip(launches, writes):
-            write()
-            launch.moved = False
-        for launch in self.launches:
+        writes = [launch.ready_to_write(made=m) for launch, m in zip(self.launches, made)]
+        for launch, of_launch in zip(self.launches, writes):
+            for write in of_launch:
+                write()
             launch.moved = False
         forget_cached_weights()
 
@@ -177,7 +186,7 @@ class Table:
                 launches[key].add(weight, index, label)
         self.launches = list(launches.values())
 
-    def _set_classes(self, groups: Groups, step_size: float, *, trial: bool) -> None:
+    def _set_classes(self, groups: Groups, step_size: float | list[float], *, trial: bool) -> None:
         """The scalars for a trial or for the final write, in float64.
 
         Applied to group l is ``lr_l * step_size``; tried is ``lr_l / max lr`` of it, so that a
@@ -186,11 +195,12 @@ class Table:
         factors = [float(group["lr"]) for group in groups]
         largest = max(factors)
         class_of = CLASSES[self._direction]
+        sizes = step_size if isinstance(step_size, list) else [step_size] * len(groups)
         for launch in self.launches:
             launch.classes = []
             for index, t in launch.class_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
-                step = step_size * (relative if trial else factors[index])
+                step = sizes[index] * (relative if trial else factors[index])
                 launch.classes.append(class_of(groups[index], t, step, relative, trial))
 
 
@@ -240,4 +250,12 @@ CLASSES = {"adam": _adam_class, "sgd": _sgd_class}
 
 def _stands_at_the_step(launch: Launch, tried: list[AdamClass]) -> bool:
     """Whether the last trial's point, with these classes, is where the final write would go."""
-    return launch.direction == "sgd" and launch.moved and launch.classes == tried
+    return (
+        launch.direction == "sgd"
+        and launch.moved
+        and all(
+            now == then
+            for (group, _), now, then in zip(launch.class_keys, launch.classes, tried)
+            if launch.unit in (None, group)
+        )
+    )
