@@ -82,6 +82,7 @@ def compiled(
     *,
     saved: bool = True,
     skip: bool = False,
+    direction: str = "adam",
     kernels: ModuleType | None = None,
     fusion: bool = False,
 ) -> Compiled:
@@ -102,7 +103,9 @@ def compiled(
         "VECTOR": TritonBackend.vector_bytes // TYPES[dtype],
         "THREADS": THREADS,
     }
-    if kernel == "adam_step":
+    if kernel.endswith("_trial"):
+        constants["DIRECTION"] = direction
+    if kernel.endswith("_step"):
         constants |= {name: None for name, there in (("saved", saved), ("skip", skip)) if not there}
     types = {**pointers, "n_vector": "i32", **dict.fromkeys(constants, "constexpr")}
     names = list(fn.arg_names)

@@ -56,7 +56,13 @@ SALSA_INLINE void end_writes(bool stream) {
     (void)stream;
 }
 
-template <class T>
+template <Direction D>
+SALSA_INLINE float at_index(const float* SALSA_RESTRICT moment, std::int64_t i) {
+    if constexpr (kHasMoments<D>) return moment[i];
+    return 0.0f;
+}
+
+template <Direction D, class T>
 SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
                                      const float* SALSA_RESTRICT v, T* SALSA_RESTRICT saved,
                                      std::int64_t n, const AdamClass& c, bool stream) {
@@ -67,7 +73,7 @@ SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRIC
         write_block(saved + base, w + base, m, stream);  // first: it also fetches w
         for (int i = 0; i < m; ++i) {
             const float gradient = load(g[base + i]);
-            const float direction = trial_direction(gradient, v[base + i], c);
+            const float direction = tried_direction<D>(gradient, at_index<D>(v, base + i), c);
             w[base + i] = Stored<T>::from(trial_point(load(w[base + i]), direction, c));
             products[i] = gradient * direction;
         }
@@ -82,7 +88,7 @@ SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRIC
     return sum * c.slope_scale;
 }
 
-template <class T>
+template <Direction D, class T>
 SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
                                   const float* SALSA_RESTRICT v, const T* SALSA_RESTRICT saved,
                                   std::int64_t n, const AdamClass& c, bool stream) {
@@ -90,7 +96,8 @@ SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g
     for (std::int64_t base = 0; base < n; base += kBlock) {
         const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
         for (int i = 0; i < m; ++i) {
-            const float direction = trial_direction(load(g[base + i]), v[base + i], c);
+            const float direction =
+                tried_direction<D>(load(g[base + i]), at_index<D>(v, base + i), c);
             moved[i] = Stored<T>::from(trial_point(load(saved[base + i]), direction, c));
         }
         write_block(w + base, moved, m, stream);
@@ -116,19 +123,40 @@ SALSA_INLINE void adam_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g,
     }
 }
 
-// The clones: attributes of this kind belong on plain functions, so there is one per type.
-#define SALSA_INSTANTIATE(T)                                                                      \
-    SALSA_CLONES double first_trial_chunk(T* w, const T* g, const float* v, T* saved,             \
+// `from` may be `w` itself, here too.
+template <class T>
+SALSA_INLINE void sgd_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g, std::int64_t n,
+                                const AdamClass& c) {
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC ivdep
+#endif
+    for (std::int64_t i = 0; i < n; ++i)
+        w[i] = Stored<T>::from(sgd_weight(load(from[i]), load(g[i]), c));
+}
+
+// The clones: attributes of this kind belong on plain functions, so there is one per type and
+// direction.
+#define SALSA_INSTANTIATE_TRIALS(T, D)                                                            \
+    SALSA_CLONES double first_trial_chunk(Along<D>, T* w, const T* g, const float* v, T* saved,   \
                                           std::int64_t n, const AdamClass& c, bool stream) {      \
-        return first_trial_loop<T>(w, g, v, saved, n, c, stream);                                 \
+        return first_trial_loop<D, T>(w, g, v, saved, n, c, stream);                              \
     }                                                                                             \
-    SALSA_CLONES void next_trial_chunk(T* w, const T* g, const float* v, const T* saved,          \
-                                       std::int64_t n, const AdamClass& c, bool stream) {         \
-        next_trial_loop<T>(w, g, v, saved, n, c, stream);                                         \
-    }                                                                                             \
+    SALSA_CLONES void next_trial_chunk(Along<D>, T* w, const T* g, const float* v,                \
+                                       const T* saved, std::int64_t n, const AdamClass& c,        \
+                                       bool stream) {                                             \
+        next_trial_loop<D, T>(w, g, v, saved, n, c, stream);                                      \
+    }
+
+#define SALSA_INSTANTIATE(T)                                                                      \
+    SALSA_INSTANTIATE_TRIALS(T, Direction::adam)                                                  \
+    SALSA_INSTANTIATE_TRIALS(T, Direction::sgd)                                                   \
     SALSA_CLONES void adam_step_chunk(T* w, const T* from, const T* g, float* m, float* v,        \
                                       std::int64_t n, const AdamClass& c) {                       \
         adam_step_loop<T>(w, from, g, m, v, n, c);                                                \
+    }                                                                                             \
+    SALSA_CLONES void sgd_step_chunk(T* w, const T* from, const T* g, std::int64_t n,             \
+                                     const AdamClass& c) {                                        \
+        sgd_step_loop<T>(w, from, g, n, c);                                                       \
     }
 
 SALSA_INSTANTIATE(float)
@@ -138,6 +166,13 @@ SALSA_INSTANTIATE(fp16)
 template <class T>
 T* at(std::int64_t address, std::int64_t offset) {
     return reinterpret_cast<T*>(address) + offset;
+}
+
+// A row's moments, as far as this direction has any.
+template <Direction D>
+float* moment_at(std::int64_t address, std::int64_t offset) {
+    if constexpr (kHasMoments<D>) return at<float>(address, offset);
+    return nullptr;
 }
 
 // Calls work(row, class, span, index) for every chunk whose row has a gradient.
@@ -153,31 +188,31 @@ void for_each_chunk(const Launch& launch, const Work& work) {
     }
 }
 
-template <class T>
+template <Direction D, class T>
 double first_trial_of(const Launch& launch, double* partials) {
     T* saved = static_cast<T*>(launch.saved);
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) partials[k] = 0.0;
     for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t k) {
         partials[k] = first_trial_chunk(
-            at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
-            at<const float>(row.exp_avg_sq, span.start), saved + row.saved + span.start,
-            span.size, c, launch.stream);
+            Along<D>{}, at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
+            moment_at<D>(row.exp_avg_sq, span.start), saved + row.saved + span.start, span.size,
+            c, launch.stream);
     });
     double slope = 0.0;
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) slope += partials[k];
     return slope;
 }
 
-template <class T>
+template <Direction D, class T>
 void next_trial_of(const Launch& launch) {
     const T* saved = static_cast<const T*>(launch.saved);
     for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t) {
-        next_trial_chunk(at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
-                         at<const float>(row.exp_avg_sq, span.start),
-                         saved + row.saved + span.start, span.size, c,
-                         launch.stream);
+        next_trial_chunk(Along<D>{}, at<T>(row.weight, span.start),
+                         at<const T>(row.gradient, span.start),
+                         moment_at<D>(row.exp_avg_sq, span.start),
+                         saved + row.saved + span.start, span.size, c, launch.stream);
     });
 }
 
@@ -194,19 +229,40 @@ void adam_step_of(const Launch& launch) {
     });
 }
 
+template <class T>
+void sgd_step_of(const Launch& launch) {
+    const T* saved = static_cast<const T*>(launch.saved);
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
+                               std::int64_t) {
+        T* weight = at<T>(row.weight, span.start);
+        const T* from = saved != nullptr ? saved + row.saved + span.start : weight;
+        sgd_step_chunk(weight, from, at<const T>(row.gradient, span.start), span.size, c);
+    });
+}
+
 }  // namespace
 
 double first_trial(const Launch& launch, double* partials) {
-    return by_dtype(launch.dtype,
-                    [&](auto x) { return first_trial_of<decltype(x)>(launch, partials); });
+    return by_dtype(launch.dtype, [&](auto x) {
+        return by_direction(launch.direction, [&](auto along) {
+            return first_trial_of<along(), decltype(x)>(launch, partials);
+        });
+    });
 }
 
 void next_trial(const Launch& launch) {
-    by_dtype(launch.dtype, [&](auto x) { next_trial_of<decltype(x)>(launch); });
+    by_dtype(launch.dtype, [&](auto x) {
+        by_direction(launch.direction,
+                     [&](auto along) { next_trial_of<along(), decltype(x)>(launch); });
+    });
 }
 
 void adam_step(const Launch& launch) {
     by_dtype(launch.dtype, [&](auto x) { adam_step_of<decltype(x)>(launch); });
+}
+
+void sgd_step(const Launch& launch) {
+    by_dtype(launch.dtype, [&](auto x) { sgd_step_of<decltype(x)>(launch); });
 }
 
 void advise_huge_pages(void* memory, std::int64_t bytes) {

@@ -1,7 +1,8 @@
-// The three kernels on the CPU: each is one parallel region for the whole model.
+// The kernels on the CPU: each is one parallel region for the whole model.
 #pragma once
 
 #include "chunks.h"
+#include "directions.h"
 #include "storage.h"
 
 namespace salsa::cpu {
@@ -16,6 +17,7 @@ struct Launch {
     Dtype dtype;
     bool stream;  // write past the caches: the launch moves more than they hold
     int threads;
+    Direction direction = Direction::adam;  // of the trials
 };
 
 // saved <- w, w <- first trial point.  Returns the slope -<g, d>, added up in fp64 in an order that
@@ -27,6 +29,9 @@ void next_trial(const Launch& launch);
 
 // m, v, w <- after the step, from the saved weights or, where `saved` is null, in place.
 void adam_step(const Launch& launch);
+
+// w <- after the step, from the saved weights or in place.
+void sgd_step(const Launch& launch);
 
 // Asks for huge pages under fresh memory: touching it for the first time is then four times faster
 // than with small ones, where a fault for every 4 KiB takes longer than the kernel. A hint only.

@@ -49,21 +49,21 @@ __device__ __forceinline__ void write(T* to, const T (&from)[N]) {
 
 // -- reads w, g, v; writes saved, w and a partial slope ---------------------------------------
 
-template <int N, class T>
+template <Direction D, int N, class T>
 __device__ __forceinline__ double first_trial_span(T* w, const T* g, const float* v, T* saved,
                                                    std::int64_t size, const AdamClass& c) {
     double sum = 0.0;
     for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
         T ws[N], gs[N];
-        float vs[N];
+        float vs[N] = {};
         read(w + i, ws);
         read(g + i, gs);
-        read(v + i, vs);
+        if constexpr (kHasMoments<D>) read(v + i, vs);
         write(saved + i, ws);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             const float gradient = load(gs[j]);
-            const float direction = trial_direction(gradient, vs[j], c);
+            const float direction = tried_direction<D>(gradient, vs[j], c);
             ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
             sum += gradient * direction;
         }
@@ -85,7 +85,7 @@ __device__ __forceinline__ double sum_of_block(double own) {
     return sums[0];
 }
 
-template <class T>
+template <Direction D, class T>
 __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, double* partials) {
     const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
     const Row row = launch.rows[span.row];
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, do
         const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
         const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
         T* saved = static_cast<T*>(launch.saved) + row.saved + span.start;
-        sum = span.vectors ? first_trial_span<kVector<T>>(w, g, v, saved, span.size, c)
-                           : first_trial_span<1>(w, g, v, saved, span.size, c);
+        sum = span.vectors ? first_trial_span<D, kVector<T>>(w, g, v, saved, span.size, c)
+                           : first_trial_span<D, 1>(w, g, v, saved, span.size, c);
     }
     sum = sum_of_block(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum * c.slope_scale;
@@ -105,25 +105,25 @@ __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, do
 
 // -- reads saved, g, v; writes w --------------------------------------------------------------
 
-template <int N, class T>
+template <Direction D, int N, class T>
 __device__ __forceinline__ void next_trial_span(T* w, const T* g, const float* v, const T* saved,
                                                 std::int64_t size, const AdamClass& c) {
     for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
         T ws[N], gs[N];
-        float vs[N];
+        float vs[N] = {};
         read(saved + i, ws);
         read(g + i, gs);
-        read(v + i, vs);
+        if constexpr (kHasMoments<D>) read(v + i, vs);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            const float direction = trial_direction(load(gs[j]), vs[j], c);
+            const float direction = tried_direction<D>(load(gs[j]), vs[j], c);
             ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
         }
         write(w + i, ws);
     }
 }
 
-template <class T>
+template <Direction D, class T>
 __global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
     const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
     const Row row = launch.rows[span.row];
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
     const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
     const T* saved = static_cast<const T*>(launch.saved) + row.saved + span.start;
     if (span.vectors)
-        next_trial_span<kVector<T>>(w, g, v, saved, span.size, c);
+        next_trial_span<D, kVector<T>>(w, g, v, saved, span.size, c);
     else
-        next_trial_span<1>(w, g, v, saved, span.size, c);
+        next_trial_span<D, 1>(w, g, v, saved, span.size, c);
 }
 
 // -- reads saved or w, and g, m, v; writes m, v, w --------------------------------------------
@@ -184,6 +184,40 @@ __global__ void __launch_bounds__(kThreads) adam_step_kernel(Launch launch) {
         adam_step_span<1>(w, from, g, m, v, span.size, c);
 }
 
+// -- reads saved or w, and g; writes w --------------------------------------------------------
+
+template <int N, class T>
+__device__ __forceinline__ void sgd_step_span(T* w, const T* from, const T* g, std::int64_t size,
+                                              const AdamClass& c) {
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N];
+        read(from + i, ws);
+        read(g + i, gs);
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+            ws[j] = Stored<T>::from(sgd_weight(load(ws[j]), load(gs[j]), c));
+        write(w + i, ws);
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) sgd_step_kernel(Launch launch) {
+    if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    if (row.gradient == 0) return;
+    const AdamClass c = launch.classes[row.klass];
+    T* w = reinterpret_cast<T*>(row.weight) + span.start;
+    const T* from = launch.saved == nullptr
+                        ? w
+                        : static_cast<const T*>(launch.saved) + row.saved + span.start;
+    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+    if (span.vectors)
+        sgd_step_span<kVector<T>>(w, from, g, span.size, c);
+    else
+        sgd_step_span<1>(w, from, g, span.size, c);
+}
+
 // -- launching --------------------------------------------------------------------------------
 
 void check(cudaError_t status, const char* what) {
@@ -213,8 +247,10 @@ void probe(int device) {
 void first_trial(const Launch& launch, double* partials) {
     const unsigned blocks = blocks_on_device(launch);
     by_dtype(launch.dtype, [&](auto x) {
-        first_trial_kernel<decltype(x)>
-            <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+        by_direction(launch.direction, [&](auto along) {
+            first_trial_kernel<along(), decltype(x)>
+                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+        });
     });
     check(cudaGetLastError(), "first_trial");
 }
@@ -222,7 +258,10 @@ void first_trial(const Launch& launch, double* partials) {
 void next_trial(const Launch& launch) {
     const unsigned blocks = blocks_on_device(launch);
     by_dtype(launch.dtype, [&](auto x) {
-        next_trial_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+        by_direction(launch.direction, [&](auto along) {
+            next_trial_kernel<along(), decltype(x)>
+                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+        });
     });
     check(cudaGetLastError(), "next_trial");
 }
@@ -233,6 +272,14 @@ void adam_step(const Launch& launch) {
         adam_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
     });
     check(cudaGetLastError(), "adam_step");
+}
+
+void sgd_step(const Launch& launch) {
+    const unsigned blocks = blocks_on_device(launch);
+    by_dtype(launch.dtype, [&](auto x) {
+        sgd_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+    });
+    check(cudaGetLastError(), "sgd_step");
 }
 
 }  // namespace salsa::cuda

@@ -1,7 +1,8 @@
-// The three kernels on a GPU: each is one launch for the whole model.
+// The kernels on a GPU: each is one launch for the whole model.
 #pragma once
 
 #include "chunks.h"
+#include "directions.h"
 #include "storage.h"
 
 namespace salsa::cuda {
@@ -13,10 +14,11 @@ struct Launch {
     std::int64_t n_chunks, n_vector;
     const AdamClass* classes;
     void* saved;        // the weights before the search, or null
-    const float* skip;  // null, or one number: not 0, and adam_step writes nothing
+    const float* skip;  // null, or one number: not 0, and no step writes anything
     Dtype dtype;
     int device;
     void* stream;
+    Direction direction;  // of the trials
 };
 
 // Loads a kernel on the device: what the driver, or the GPU, has against it is thrown.
@@ -30,6 +32,9 @@ void next_trial(const Launch& launch);
 
 // m, v, w <- after the step, from the saved weights or, where `saved` is null, in place.
 void adam_step(const Launch& launch);
+
+// w <- after the step, from the saved weights or in place.
+void sgd_step(const Launch& launch);
 
 // All throw std::runtime_error with CUDA's text where a call of its runtime fails.
 

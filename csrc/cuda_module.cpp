@@ -12,7 +12,7 @@ using salsa::cuda::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int64_t n_vector,
                    Address classes, Address saved, Address skip, int dtype, int device,
-                   Address stream) {
+                   Address stream, int direction) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -22,7 +22,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int
             reinterpret_cast<const float*>(skip),
             static_cast<salsa::Dtype>(dtype),
             device,
-            reinterpret_cast<void*>(stream)};
+            reinterpret_cast<void*>(stream),
+            static_cast<salsa::Direction>(direction)};
 }
 
 }  // namespace
@@ -42,4 +43,5 @@ PYBIND11_MODULE(_native_cuda, module) {
     module.def("probe", &salsa::cuda::probe, release_gil());
     module.def("next_trial", &salsa::cuda::next_trial, release_gil());
     module.def("adam_step", &salsa::cuda::adam_step, release_gil());
+    module.def("sgd_step", &salsa::cuda::sgd_step, release_gil());
 }

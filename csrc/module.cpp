@@ -11,7 +11,7 @@ using Address = std::uintptr_t;
 using salsa::cpu::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                   Address saved, int dtype, bool stream, int threads) {
+                   Address saved, int dtype, bool stream, int threads, int direction) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -19,7 +19,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address 
             reinterpret_cast<void*>(saved),
             static_cast<salsa::Dtype>(dtype),
             stream,
-            threads};
+            threads,
+            static_cast<salsa::Direction>(direction)};
 }
 
 double first_trial(const Launch& launch, Address partials) {
@@ -63,4 +64,5 @@ PYBIND11_MODULE(_native, module) {
     module.def("prefetch", &prefetch);
     module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
     module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
+    module.def("cpu_sgd_step", &salsa::cpu::sgd_step, release_gil());
 }

@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .cycle import Units
+from .kernels import Direction
 from .kernels.layout import is_dense, overlaps_itself, parameter_label
 from .warning import warn
 
@@ -37,6 +39,16 @@ def check_search_settings(numbers: Mapping[str, Any]) -> None:
     _one_of("schedule", numbers["schedule"], ("doubling", "rate"))
     if not _is_integer(numbers["max_trials"]) or numbers["max_trials"] < 1:
         raise ValueError(f"max_trials must be an integer >= 1, got {numbers['max_trials']!r}")
+
+
+def check_direction(direction: Any) -> None:
+    """Raise ValueError for a direction that there is not."""
+    _one_of("direction", direction, get_args(Direction))
+
+
+def check_units(units: Any) -> None:
+    """Raise ValueError for units that there are not."""
+    _one_of("units", units, get_args(Units))
 
 
 def period_bounds(search_period: Any) -> tuple[int, int] | None:

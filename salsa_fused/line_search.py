@@ -70,6 +70,7 @@ class SearchState(NamedTuple):
     skipped_steps: int = 0
     searches: int = 0
     total_trials: int = 0
+    next_unit: int = 0  # whose turn it is, where units take turns (see cycle.py)
 
     @classmethod
     def fresh(cls, settings: SearchSettings) -> SearchState:
@@ -88,7 +89,8 @@ class SearchResult(NamedTuple):
     """What the last search did (:attr:`FusedSaLSa.last_search`).
 
     ``trial_loss`` is the loss at the trial that ended the search (``nan`` without a trial),
-    ``step_size`` the step size after it.  ``outcome``: *accepted*; *flat*, the losses differ by
+    ``step_size`` the step size after it; ``unit`` the index of the parameter group that was
+    searched, None for all of them together.  ``outcome``: *accepted*; *flat*, the losses differ by
     no more than rounding; *exhausted*, every trial was rejected; *non_finite*, the step was
     skipped because the loss, the slope or the loss of every trial was not finite.
     """
@@ -99,6 +101,7 @@ class SearchResult(NamedTuple):
     trial_loss: float
     slope: float
     step_size: float
+    unit: int | None = None
 
 
 class LineSearch:
@@ -115,11 +118,22 @@ class LineSearch:
             state = search.finish()                 # unless search.skipped: write the step
         else:
             state = search.plain_step()
+
+    Of a search that moves one ``unit`` of several, ``state`` is that unit's, and ``waited`` are the
+    steps since a search of any unit.
     """
 
-    def __init__(self, settings: SearchSettings, state: SearchState) -> None:
+    def __init__(
+        self,
+        settings: SearchSettings,
+        state: SearchState,
+        unit: int | None = None,
+        waited: int | None = None,
+    ) -> None:
         self.settings = settings
         self.state = state
+        self.unit = unit
+        self.waited = state.steps_since_search if waited is None else waited
         self.step_size = state.step_size
         self.trying = False
         self.skipped = False
@@ -139,7 +153,7 @@ class LineSearch:
         if self.settings.search_period is None:
             return False
         state = self.state
-        return state.steps < WARM_START_STEPS or state.steps_since_search + 1 >= state.period
+        return state.steps < WARM_START_STEPS or self.waited + 1 >= state.period
 
     def plain_step(self) -> SearchState:
         """The state after a step without a search: the step size never grows untested."""
@@ -210,7 +224,13 @@ class LineSearch:
         if self.outcome is None:
             raise RuntimeError("no search has ended")
         return SearchResult(
-            self.trials, self.outcome, self.loss, self.trial_loss, self.slope, self._after.step_size
+            trials=self.trials,
+            outcome=self.outcome,
+            loss=self.loss,
+            trial_loss=self.trial_loss,
+            slope=self.slope,
+            step_size=self._after.step_size,
+            unit=self.unit,
         )
 
     @property

@@ -44,7 +44,8 @@ def read(
         _loaded_group(group, saved) if own else _fresh_group(group)
         for group, saved in zip(groups, saved_groups)
     ]
-    return _read_state(state_dict["state"], groups, saved_groups), new_groups
+    moments = not new_groups or new_groups[0]["direction"] != "sgd"
+    return _read_state(state_dict["state"], groups, saved_groups, moments), new_groups
 
 
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def _read_state(
     saved_state: Mapping[Any, Any],
     groups: Sequence[Mapping[str, Any]],
     saved_groups: Sequence[Mapping[str, Any]],
+    moments: bool,
 ) -> State:
     state: State = defaultdict(dict)
     dropped: set[str] = set()
@@ -69,16 +71,19 @@ def _read_state(
     for group, saved in zip(groups, saved_groups):
         for index, (parameter, key) in enumerate(zip(group["params"], saved["params"])):
             known.add(key)
-            if entry := saved_state.get(key):
+            if not (entry := saved_state.get(key)):
+                continue
+            dropped |= set(entry) - ({"step", *MOMENTS} if moments else set())
+            if moments:
                 state[parameter] = _read_entry(parameter, entry, parameter_label(group, index))
-                dropped |= set(entry) - {"step", *MOMENTS}
     for key, value in saved_state.items():
         if key not in known:
             state[key] = value  # not a parameter's: torch keeps it, too
     if dropped:
+        why = "(amsgrad's maximum?)" if moments else 'with direction="sgd"'
         warn(
             f"the loaded state holds {', '.join(sorted(map(str, dropped)))}, which FusedSaLSa does "
-            "not use (amsgrad's maximum?): dropped",
+            f"not use {why}: dropped",
         )
     return state
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import arguments, loading
+from . import arguments, cycle, loading
+from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
 from .hooks import hooked_where_watched
 from .interrupts import Interrupts
-from .kernels import Table
+from .kernels import Direction, Table
 from .kernels.choice import forced_backend
 from .kernels.table import parameters_of
 from .line_search import (
-    STATE_NAMES,
     LineSearch,
     SearchResult,
     SearchSettings,
@@ -29,7 +29,8 @@ from .line_search import (
 )
 from .replay import Replay
 
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize")  # one per optimizer, not per group
+# one per optimizer, not per group
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
@@ -89,6 +90,14 @@ class FusedSaLSa(Optimizer):
             first ten steps always search.  ``None``: never search and never need a closure, that
             is fused AdamW with the learning rate ``lr * init_step_size``.
         max_trials: rejections after which a search is exhausted and the step size halved.
+        direction: ``"adam"``, or ``"sgd"``: :math:`d = -g`, and the weights are written with
+            :math:`w - lr\,\eta\,(g + \lambda w)`; neither momentum nor any other state of a
+            parameter, and :math:`\beta_1, \beta_2` and ``eps`` count for nothing.  Where no group
+            decays and the largest ``lr`` is 1, the accepted trial is the step.
+        units: ``"all"`` parameters have one step size, or each parameter group is a unit with a
+            step size of its own (``"groups"``, PLASLS, arXiv 2403.18506).  The first search that
+            is accepted is one for all and gives each unit its step size; after that every search
+            moves one unit, in turn.
         module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
             the first evaluation left them.
         backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
@@ -101,8 +110,9 @@ class FusedSaLSa(Optimizer):
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
-    ``period`` and counters.  Per parameter the state is Adam's: ``step`` (int), ``exp_avg`` and
-    ``exp_avg_sq`` (fp32; float64 for float64 weights).
+    ``period`` and counters; equal in all groups but for what is a unit's own.  Per parameter the
+    state is Adam's: ``step`` (int), ``exp_avg`` and ``exp_avg_sq`` (fp32; float64 for float64
+    weights); with ``direction="sgd"`` there is none.
 
     Raises:
         TypeError, ValueError: an argument or a parameter that cannot be used; the message names
@@ -129,6 +139,8 @@ class FusedSaLSa(Optimizer):
         schedule: str = "doubling",
         search_period: tuple[int, int] | int | None = (1, 10),
         max_trials: int = 10,
+        direction: Direction = "adam",
+        units: Units = "all",
         module: nn.Module | None = None,
         backend: str | None = None,
         maximize: bool = False,
@@ -149,6 +161,8 @@ class FusedSaLSa(Optimizer):
         }
         arguments.check_search_settings(settings)
         settings = arguments.as_plain_numbers(settings)
+        arguments.check_direction(direction)
+        arguments.check_units(units)
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         defaults = {
@@ -157,6 +171,8 @@ class FusedSaLSa(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "maximize": bool(maximize),
+            "direction": direction,
+            "units": units,
             **settings,
         }
         self.module = module
@@ -234,7 +250,9 @@ class FusedSaLSa(Optimizer):
                 self._table.restore()
                 calls.undo()
             else:
-                self._table.adam_step(self.param_groups, search.step_size, skip)
+                self._table.final_write(
+                    self.param_groups, cycle.applied(self.param_groups, search), skip
+                )
                 self._table.commit(self.state)
                 if skip is not None:
                     self._device_skips.count(skip)
@@ -260,7 +278,7 @@ class FusedSaLSa(Optimizer):
         calls.begin_trials()
         if self.check_replay and not self._replay_checked:
             self._replay_checked = calls.check_replay(f0, self.module)
-        slopes = self._table.first_trial(self.param_groups, search.first_trial())
+        slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
         loss, slope, skipped = _to_host(f0, slopes, self._device_skips.unheard)
         sign = self._sign
         search.hear_of_skipped(skipped)
@@ -297,7 +315,10 @@ class FusedSaLSa(Optimizer):
 
     @property
     def step_size(self) -> float:
-        """The step size that the last search found; ``lr`` times it is applied to the weights."""
+        """The step size that the last search found; ``lr`` times it is applied to the weights.
+
+        With ``units="groups"`` the first group's; ``group["step_size"]`` is each group's own.
+        """
         return self.param_groups[0]["step_size"]
 
     @property
@@ -313,6 +334,7 @@ class FusedSaLSa(Optimizer):
         """The last search and the counters as a flat dictionary, for loggers.
 
         Keys are the same on every call; before the first search ``outcome`` is ``"none"``.
+        ``unit``: the group that was searched, -1 for all of them together.
         """
         self._hear_of_skips()
         group = self.param_groups[0]
@@ -320,6 +342,8 @@ class FusedSaLSa(Optimizer):
         found |= {"trials": 0, "outcome": "none"}
         if self.last_search is not None:
             found = self.last_search._asdict()
+        if not isinstance(found["unit"], int):
+            found["unit"] = -1
         return {
             **found,
             "step_size": group["step_size"],
@@ -332,14 +356,18 @@ class FusedSaLSa(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own ``lr``, ``betas`` (two), ``eps``, ``weight_decay``.
 
-        The search is one for all groups: a new group takes over its settings and its state.
+        The search is one for all groups: a new group takes over its settings and its state.  With
+        ``units="groups"`` it takes over the first group's step size, and the rest of its own state
+        starts anew; its turn comes last.
 
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
         if self.param_groups and isinstance(param_group, dict):
-            for name in (*SHARED_SETTINGS, *STATE_NAMES):
-                param_group.setdefault(name, self.param_groups[0][name])
+            first = self.param_groups[0]
+            shared = {name: first[name] for name in SHARED_SETTINGS}
+            for name, value in (shared | cycle.newcomer(first)).items():
+                param_group.setdefault(name, value)
         with warnings.catch_warnings():  # duplicates are an error here
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(param_group)
@@ -357,7 +385,7 @@ class FusedSaLSa(Optimizer):
         first = self.param_groups[0]
         shared = {name: self.defaults[name] for name in SHARED_SETTINGS}
         if group is not first:
-            shared = {name: first[name] for name in (*SHARED_SETTINGS, *STATE_NAMES)}
+            shared = {name: first[name] for name in SHARED_SETTINGS} | cycle.newcomer(first)
         else:
             shared |= SearchState.fresh(SearchSettings.read_from(shared))._asdict()
         for name, value in shared.items():
@@ -375,8 +403,9 @@ class FusedSaLSa(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, or the state of ``torch.optim.Adam``/``AdamW``.
 
-        Of Adam's, moments and counts are taken over; hyper-parameters stay as they are here, and
-        the search starts afresh.  Moments are copied, keep fp32 and take their weight's strides.
+        Of Adam's, moments and counts are taken over (but by ``direction="sgd"``, which has none);
+        hyper-parameters stay as they are here, and the search starts afresh.  Moments are copied,
+        keep fp32 and take their weight's strides.
 
         Raises:
             ValueError: groups or shapes do not match; nothing is changed then.
@@ -432,8 +461,7 @@ class FusedSaLSa(Optimizer):
             group["skipped_steps"] += count
 
     def _line_search(self) -> LineSearch:
-        group = self.param_groups[0]
-        return self.line_search_class(SearchSettings.read_from(group), SearchState.read_from(group))
+        return cycle.begin(self.param_groups, self.line_search_class)
 
     @property
     def _search_allowed(self) -> bool:
@@ -441,9 +469,7 @@ class FusedSaLSa(Optimizer):
         return max([float(group["lr"]) for group in self.param_groups]) > 0.0
 
     def _remember(self, search: LineSearch) -> None:
-        numbers = (search.finish() if search.outcome else search.plain_step())._asdict()
-        for group in self.param_groups:
-            group.update(numbers)
+        cycle.remember(self.param_groups, search)
         if search.outcome is not None:
             result, sign = search.result, self._sign
             self.last_search = result._replace(
@@ -472,7 +498,7 @@ def _to_host(f0: Tensor, slopes: list[Tensor], skipped: Tensor | None) -> tuple[
     """Loss, slope and count as numbers: one copy, and so one wait, where all is on one device."""
     tensors = [f0.reshape(()), *slopes, *([] if skipped is None else [skipped])]
     if len({tensor.device for tensor in tensors}) == 1:
-        widest = slopes[0].dtype
+        widest = (slopes or [f0])[0].dtype
         numbers = torch.stack([tensor.to(widest) for tensor in tensors]).tolist()
     else:
         numbers = [tensor.item() for tensor in tensors]

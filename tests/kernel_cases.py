@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from salsa_fused.kernels import BACKENDS, Table
+from salsa_fused.kernels import BACKENDS, Direction, Table
 from salsa_fused.kernels.layout import moment_like
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-GROUP = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "maximize": False}
+DIRECTIONS = get_args(Direction)
+GROUP = {
+    **{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    **{"maximize": False, "direction": "adam"},
+}
 
 
 def make_weights(sizes, dtype=torch.float32, seed=0, missing=()):
@@ -45,8 +50,11 @@ def make_state(weights, t=7, seed=1):
     }
 
 
-def run(backend, weights, groups=None, state=None, eta=0.37):
-    """first_trial, next_trial, adam_step; a copy of every tensor after each, and the slope."""
+def run(backend, weights, groups=None, state=None, eta=0.37, unit=None):
+    """first_trial, next_trial, final write; a copy of every tensor after each, and the slope.
+
+    Of one unit's trials the final write has a step size for each group.
+    """
     groups = groups or [{**GROUP, "params": weights}]
     state = {} if state is None else state
     table = Table(BACKENDS[backend])
@@ -58,11 +66,12 @@ def run(backend, weights, groups=None, state=None, eta=0.37):
         seen.append([tensor.clone() for tensor in (*weights, *moments)])
 
     assert table.refresh(groups, state)
-    slope = sum(s.item() for s in table.first_trial(groups, eta))
+    slope = sum(s.item() for s in table.first_trial(groups, eta, unit))
     look()
     table.next_trial(groups, eta * 0.7)
     look()
-    table.adam_step(groups, eta * 0.49)
+    final = eta * 0.49
+    table.final_write(groups, final if unit is None else [final, 0.3 * final][: len(groups)])
     for weight in weights:
         state.setdefault(weight, {})
     table.commit(state)
@@ -71,7 +80,7 @@ def run(backend, weights, groups=None, state=None, eta=0.37):
         del state[weight]
     look()
     table.refresh(groups, state)
-    table.adam_step(groups, eta)  # a plain step, in place
+    table.final_write(groups, eta)  # a plain step, in place
     table.commit(state)
     table.release()
     look()
@@ -88,19 +97,31 @@ def same_bits(a, b):
     )
 
 
-def assert_same_run(make, backends=("native", "reference"), device="cpu"):
+def assert_same_run(make, backends=("native", "reference"), device="cpu", unit=None):
     """`make` builds (weights, groups, state) anew; both backends must leave the same bits.
 
     The first of the two runs on `device`, the other on the CPU.
     """
     (ours, slope), (theirs, their_slope) = (
-        run(backend, *moved(make(), place)) for backend, place in zip(backends, (device, "cpu"))
+        run(backend, *moved(make(), place), unit=unit)
+        for backend, place in zip(backends, (device, "cpu"))
     )
     for step, (tensors, others) in enumerate(zip(ours, theirs)):
         assert len(tensors) == len(others)
         for i, (a, b) in enumerate(zip(tensors, others)):
             assert same_bits(a, b), f"launch {step}, tensor {i}"
     assert slope == pytest.approx(their_slope, rel=1e-12, nan_ok=True)
+
+
+def along(direction, make):
+    """The same, along this direction."""
+
+    def build():
+        weights, groups, state = make()
+        groups = groups or [{**GROUP, "params": weights}]
+        return weights, [{**group, "direction": direction} for group in groups], state
+
+    return build
 
 
 def moved(case, device):

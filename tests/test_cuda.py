@@ -12,9 +12,12 @@ import warnings
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from kernel_cases import (
+    DIRECTIONS,
     DTYPES,
     GROUP,
+    along,
     assert_same_run,
     extreme_values,
     make_state,
@@ -39,6 +42,7 @@ needs_native = pytest.mark.skipif(
 )
 BACKENDS_ON_GPU = ["triton", pytest.param("native", marks=needs_native)]
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS_ON_GPU)
+on_every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 SIZES = [1, 7, 8, 9, 511, 512, 513, 2047, 4096, 5003, 2 * TritonBackend.chunk_size + 9, 1_000_003]
 
 
@@ -46,30 +50,43 @@ SIZES = [1, 7, 8, 9, 511, 512, 513, 2047, 4096, 5003, 2 * TritonBackend.chunk_si
 
 
 @on_every_backend
+@on_every_direction
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_over_sizes_and_states(dtype, backend):
+def test_bits_over_sizes_and_states(dtype, direction, backend):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
         return weights, None, make_state(weights[:5])
 
-    assert_same_run(make, (backend, "native"), "cuda")
+    assert_same_run(along(direction, make), (backend, "native"), "cuda")
 
 
 @on_every_backend
+@on_every_direction
 @pytest.mark.parametrize("make", [two_groups, extreme_values])
-def test_bits_of_special_models(make, backend):
-    assert_same_run(make, (backend, "native"), "cuda")
+def test_bits_of_special_models(make, direction, backend):
+    assert_same_run(along(direction, make), (backend, "native"), "cuda")
 
 
 @on_every_backend
-@given(model=models())
-def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model, backend):
-    assert_same_run(model.build, (backend, "native"), "cuda")
+@given(model=models(), direction=st.sampled_from(DIRECTIONS))
+def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(
+    model, direction, backend
+):
+    assert_same_run(along(direction, model.build), (backend, "native"), "cuda")
 
 
 @on_every_backend
-def test_the_slope_repeats_bit_for_bit(backend):
-    slopes = {run(backend, *moved((make_weights(SIZES), None, None), "cuda"))[1] for _ in range(3)}
+@on_every_direction
+@pytest.mark.parametrize("unit", [0, 1])
+def test_bits_of_trials_of_one_unit(unit, direction, backend):
+    assert_same_run(along(direction, two_groups), (backend, "native"), "cuda", unit=unit)
+
+
+@on_every_backend
+@on_every_direction
+def test_the_slope_repeats_bit_for_bit(direction, backend):
+    make = along(direction, lambda: (make_weights(SIZES), None, None))
+    slopes = {run(backend, *moved(make(), "cuda"))[1] for _ in range(3)}
     assert len(slopes) == 1
 
 
@@ -123,7 +140,9 @@ def deterministic():
 
 
 @on_every_backend
-@pytest.mark.parametrize("keywords", [{}, {"search_period": 1, "weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "keywords", [{}, {"search_period": 1, "weight_decay": 0.1}, {"direction": "sgd"}]
+)
 def test_a_run_takes_the_same_steps_as_the_reference(keywords, backend, deterministic):
     ours, theirs = (train(60, name, **keywords) for name in (backend, "reference"))
     assert ours[2] == theirs[2]
@@ -234,8 +253,9 @@ def waits():
 
 
 @on_every_backend
-def test_a_plain_step_never_waits(backend):
-    net, optimizer, _ = train(40, backend)
+@on_every_direction
+def test_a_plain_step_never_waits(direction, backend):
+    net, optimizer, _ = train(40, backend, direction=direction)
     while optimizer.search_due:
         optimizer.step(closure_of(net, 0))
     closure = closure_of(net, 0)
@@ -247,8 +267,9 @@ def test_a_plain_step_never_waits(backend):
 
 
 @on_every_backend
-def test_a_search_waits_once_an_evaluation(waits, backend):
-    net, optimizer, _ = train(12, backend)
+@on_every_direction
+def test_a_search_waits_once_an_evaluation(waits, direction, backend):
+    net, optimizer, _ = train(12, backend, direction=direction)
     for step in range(12, 60):
         due, closure = optimizer.search_due, closure_of(net, step)
         counted = waits(lambda c=closure: optimizer.step(c))
@@ -256,18 +277,21 @@ def test_a_search_waits_once_an_evaluation(waits, backend):
 
 
 @on_every_backend
-def test_one_launch_for_the_whole_model(backend):
+@pytest.mark.parametrize("direction", ["adam", "sgd"])
+def test_one_launch_for_the_whole_model(direction, backend):
     weights = [nn.Parameter(torch.randn(1000, device="cuda")) for _ in range(200)]
     for weight in weights:
         weight.grad = torch.randn_like(weight)
-    optimizer = FusedSaLSa(weights, search_period=None, init_step_size=1e-3, backend=backend)
+    optimizer = FusedSaLSa(
+        weights, search_period=None, init_step_size=1e-3, backend=backend, direction=direction
+    )
     optimizer.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         optimizer.step()
         torch.cuda.synchronize()
     on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
     (kernel,) = [name for name in on_device if not name.startswith("Mem")]
-    assert "adam_step" in kernel
+    assert f"{direction}_step" in kernel
     assert len(on_device) <= 2  # and a copy of the scalars
 
 
@@ -396,7 +420,7 @@ def test_many_addresses_over_and_over():
                 weight.grad = gradient.to(weight.device) if (step + i) % 5 else None
             groups = [{**GROUP, "params": copies}]
             table.refresh(groups, states[name])
-            table.adam_step(groups, 0.01)
+            table.final_write(groups, 0.01)
             table.commit(states[name])
             table.release()
             for weight in copies:

@@ -19,6 +19,8 @@ from salsa_fused.kernels import native_cuda
 CSRC = Path(__file__).parent.parent / "csrc"
 
 
+SGD_ACCESSES = {"sgd's first_trial": (2, 2), "sgd's next_trial": (2, 1), "sgd_step": (2, 1)}
+
 # -- machine code -----------------------------------------------------------------------------
 
 
@@ -34,7 +36,10 @@ def dump(option):
 
 
 def kernel_name(mangled):
-    kernel = re.search(r"(first_trial|next_trial|adam_step)_kernel", mangled)[1]
+    kernel = re.search(r"(first_trial|next_trial|adam_step|sgd_step)_kernel", mangled)[1]
+    if kernel.endswith("_trial"):
+        direction = int(re.search(r"DirectionE(\d)E", mangled)[1])
+        kernel = ("", "sgd's ")[direction] + kernel
     dtype = "bf16" if "bf16" in mangled else "fp16" if "fp16" in mangled else "fp32"
     return kernel, dtype
 
@@ -57,10 +62,11 @@ def test_accesses_and_spills():
     code = by_kernel(dump("-sass"))
     wanted = [int(a.replace(".", "")) for a in native_cuda.module.architectures.split(",")]
     assert sorted({architecture for architecture, *_ in code}) == sorted(wanted)
-    assert len(code) == 9 * len(wanted)
+    assert len(code) == 3 * 6 * len(wanted)
     for (architecture, kernel, dtype), text in code.items():
         label = f"{kernel} {dtype} sm_{architecture}"
-        loads, stores = ACCESSES[kernel, dtype if dtype == "fp32" else "16"]
+        width = dtype if dtype == "fp32" else "16"
+        loads, stores = SGD_ACCESSES.get(kernel) or ACCESSES[kernel, width]
         found = len(re.findall(r"\bLDG\.E\.128", text)), len(re.findall(r"\bSTG\.E\.128", text))
         # a loop that the compiler unrolls has them several times
         assert found[0] >= loads and found[0] * stores == found[1] * loads, label
@@ -93,6 +99,7 @@ def test_rounding():
 
 SHIM = r"""
 #include "chunks.h"
+#include "directions.h"
 #include "storage.h"
 using namespace salsa;
 extern "C" void spans(const std::int64_t* chunks, std::int64_t n, std::int64_t n_vector,
@@ -106,9 +113,11 @@ extern "C" void spans(const std::int64_t* chunks, std::int64_t n, std::int64_t n
     }
 }
 template <class T>
-void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, const AdamClass& c) {
+void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, T* sgd,
+          const AdamClass& c) {
     for (std::int64_t i = 0; i < n; ++i) {
         const float gradient = load(g[i]);
+        sgd[i] = Stored<T>::from(sgd_weight(load(w[i]), gradient, c));
         trial[i] = Stored<T>::from(trial_point(load(w[i]), trial_direction(gradient, v[i], c), c));
         m[i] = first_moment(m[i], gradient, c);
         v[i] = second_moment(v[i], gradient, c);
@@ -116,10 +125,10 @@ void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, const 
     }
 }
 extern "C" void elements(int dtype, std::int64_t n, void* w, void* g, float* m, float* v,
-                         void* trial, const AdamClass* c) {
-    if (dtype == 0) step(n, (float*)w, (float*)g, m, v, (float*)trial, *c);
-    if (dtype == 1) step(n, (bf16*)w, (bf16*)g, m, v, (bf16*)trial, *c);
-    if (dtype == 2) step(n, (fp16*)w, (fp16*)g, m, v, (fp16*)trial, *c);
+                         void* trial, void* sgd, const AdamClass* c) {
+    if (dtype == 0) step(n, (float*)w, (float*)g, m, v, (float*)trial, (float*)sgd, *c);
+    if (dtype == 1) step(n, (bf16*)w, (bf16*)g, m, v, (bf16*)trial, (bf16*)sgd, *c);
+    if (dtype == 2) step(n, (fp16*)w, (fp16*)g, m, v, (fp16*)trial, (fp16*)sgd, *c);
 }
 """
 
@@ -208,7 +217,8 @@ def test_nvcc_compiles_the_header_to_the_same_bits(dtype, cxx, nvcc):
     for library in (cxx, nvcc):
         w, g = (random_bits(10_007, dtype, seed) for seed in (1, 2))
         m, v = random_bits(10_007, 0, 3), np.abs(random_bits(10_007, 0, 4))
-        trial = np.zeros_like(w)
-        library.elements(dtype, ctypes.c_int64(10_007), *map(pointer, (w, g, m, v, trial, classes)))
-        results.append([array.tobytes() for array in (w, m, v, trial)])
+        trial, sgd = np.zeros_like(w), np.zeros_like(w)
+        arrays = (w, g, m, v, trial, sgd, classes)
+        library.elements(dtype, ctypes.c_int64(10_007), *map(pointer, arrays))
+        results.append([array.tobytes() for array in (w, m, v, trial, sgd)])
     assert results[0] == results[1]

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
+    DIRECTIONS,
     DTYPES,
     GROUP,
+    along,
     assert_same_run,
     extreme_values,
     make_state,
@@ -67,45 +69,159 @@ def test_trials_leave_the_moments_alone():
         assert all(map(torch.equal, launch[1:], before))
 
 
+def test_sgd_against_the_formulas():
+    eta, decay = 0.37, 0.1
+    for maximize in (False, True):
+        weights = make_weights([1000], torch.float64)
+        w, g = (x.numpy().copy() for x in (weights[0], weights[0].grad))
+        group = {**GROUP, "lr": 0.5, "weight_decay": decay, "direction": "sgd"}
+        groups = [{**group, "params": weights, "maximize": maximize}, {**GROUP, "params": []}]
+        state = {}
+        seen, slope = run("reference", weights, groups, state, eta)
+        g = -g if maximize else g
+        expected = [
+            w - 0.5 * eta * g,
+            w - 0.5 * eta * 0.7 * g,
+            after := w - 0.5 * eta * 0.49 * (g + decay * w),
+            after - 0.5 * eta * (g + decay * after),
+        ]
+        for tensors, target in zip(seen, expected):
+            assert np.abs(tensors[0].numpy() - target).max() / np.abs(target).max() < 1e-15
+        assert slope == pytest.approx(0.5 * np.sum(g * g), rel=1e-14)
+        assert not state
+
+
 # -- native against reference, bit for bit ----------------------------------------------------
 
 SIZES = [1, 7, 8, 9, 511, 512, 513, 32768, 32769, 100_003]
 
 
+on_every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@on_every_direction
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_over_sizes_and_states(dtype):
+def test_bits_over_sizes_and_states(dtype, direction):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
         return weights, None, make_state(weights[:5])
 
-    assert_same_run(make)
+    assert_same_run(along(direction, make))
 
 
-def test_bits_with_groups_and_step_counts():
-    assert_same_run(two_groups)
+@on_every_direction
+def test_bits_with_groups_and_step_counts(direction):
+    assert_same_run(along(direction, two_groups))
 
 
+@on_every_direction
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_bits_whatever_the_number_of_threads(threads):
+def test_bits_whatever_the_number_of_threads(threads, direction):
+    make = along(direction, lambda: (make_weights(SIZES), None, None))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ours, slope = run("native", make_weights(SIZES))
+        ours, slope = run("native", *make())
         torch.set_num_threads(1)
-        theirs, one_slope = run("native", make_weights(SIZES))
+        theirs, one_slope = run("native", *make())
     finally:
         torch.set_num_threads(before)
     assert slope == one_slope
     assert all(same_bits(a, b) for x, y in zip(ours, theirs) for a, b in zip(x, y))
 
 
-def test_extreme_values_give_the_same_bits():
-    assert_same_run(extreme_values)
+@on_every_direction
+def test_extreme_values_give_the_same_bits(direction):
+    assert_same_run(along(direction, extreme_values))
 
 
-@given(model=models())
-def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model):
-    assert_same_run(model.build)
+@given(
+    model=models(),
+    direction=st.sampled_from(DIRECTIONS),
+    unit=st.sampled_from([None, None, 0, 1]),
+)
+def test_bits_over_shapes_strides_dtypes_groups_and_missing_gradients(model, direction, unit):
+    assert_same_run(along(direction, model.build), unit=unit)
+
+
+@on_every_direction
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("unit", [0, 1])
+def test_trials_of_one_unit(unit, backend, direction):
+    """They move this unit as a search of all would, and nothing else; then all take their step."""
+    whole, _ = run(backend, *along(direction, two_groups)())
+    ours, slope = run(backend, *along(direction, two_groups)(), unit=unit)
+    untouched, _, state = two_groups()
+    chosen = range(3) if unit == 0 else range(3, 6)
+    for launch in range(2):
+        for i in range(6):
+            expected = whole[launch][i] if i in chosen else untouched[i]
+            assert same_bits(ours[launch][i], expected)
+    one_by_one = []
+    for group in (0, 1):  # each at its own step size
+        weights, groups, state = along(direction, two_groups)()
+        table = Table(BACKENDS[backend])
+        table.refresh(groups, state)
+        table.final_write(groups, 0.37 * 0.49 * (1.0, 0.3)[group])
+        one_by_one += weights[:3] if group == 0 else weights[3:]
+    assert all(map(same_bits, ours[2][:6], one_by_one))
+    weights, groups, state = along(direction, two_groups)()
+    for i, weight in enumerate(weights):
+        if i not in chosen:
+            weight.grad = None
+    assert slope == pytest.approx(run(backend, weights, groups, state)[1], rel=1e-12)
+
+
+def test_only_the_chunks_of_the_unit_are_launched(monkeypatch):
+    backend, seen = BACKENDS["native"], []
+    for kernel in ("first_trial", "next_trial", "adam_step"):
+        call = getattr(backend, kernel)
+
+        def spy(launch, call=call):
+            rows = {*launch.raw_chunks[::3]}
+            seen.append((sorted(rows), launch.saved is not None))
+            return call(launch)
+
+        monkeypatch.setattr(backend, kernel, spy)
+    run("native", *two_groups(), unit=1)
+    mine, rest = [3, 4, 5], [0, 1, 2]
+    assert seen[:2] == [(mine, True)] * 2
+    assert seen[2:4] == [(mine, True), (rest, False)]  # the others were not saved
+    assert seen[4] == (rest + mine, False)
+
+
+def test_a_unit_without_rows_moves_nothing():
+    weights = make_weights([50, 50])
+    groups = [{**GROUP, "params": weights}, {**GROUP, "params": []}]
+    table = Table(BACKENDS["native"])
+    table.refresh(groups, {})
+    before = [weight.clone() for weight in weights]
+    assert table.first_trial(groups, 0.5, 1) == []
+    table.next_trial(groups, 0.5)
+    table.restore()
+    assert all(map(torch.equal, weights, before))
+    table.final_write(groups, [0.5, 0.5])
+    assert not any(map(torch.equal, weights, before))
+
+
+def test_weights_that_move_during_the_search_of_a_unit():
+    """The chunks are cut anew, and still the unit's."""
+    runs = []
+    for moving in (False, True):
+        weights, groups, state = two_groups()
+        table = Table(BACKENDS["native"])
+        table.refresh(groups, state)
+        table.first_trial(groups, 0.5, 0)
+        if moving:
+            for weight in weights:
+                weight.data = weight.data.clone()
+        table.next_trial(groups, 0.4)
+        table.final_write(groups, [0.4, 0.2])
+        table.release()
+        (launch,) = table.launches
+        assert launch.n_chunks == 6
+        runs.append(weights)
+    assert all(map(same_bits, *runs))
 
 
 # -- every instruction set --------------------------------------------------------------------
@@ -114,15 +230,15 @@ SHIM = r"""
 #include "cpu_kernels.h"
 #include "storage.h"
 using namespace salsa;
-extern "C" double run(int kernel, int dtype, int stream, std::int64_t* rows,
+extern "C" double run(int kernel, int direction, int dtype, int stream, std::int64_t* rows,
                       std::int64_t* chunks, std::int64_t n, float* classes, void* saved,
                       double* partials) {
     const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
                              reinterpret_cast<AdamClass*>(classes), saved, Dtype(dtype),
-                             stream != 0, 1};
+                             stream != 0, 1, Direction(direction)};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);
-    if (kernel == 2) cpu::adam_step(launch);
+    if (kernel == 2) direction == 0 ? cpu::adam_step(launch) : cpu::sgd_step(launch);
     return 0.0;
 }
 template <class T>
@@ -155,8 +271,9 @@ def random_bits(size, dtype, seed):
     return np.where((bits & exponent) == exponent, bits ^ 0x4000, bits)
 
 
+@pytest.mark.parametrize("direction", [0, 1], ids=["adam", "sgd"])
 @pytest.mark.parametrize("dtype", [0, 1, 2], ids=["fp32", "bf16", "fp16"])
-def test_bits_whatever_the_instruction_set(dtype, instruction_sets):
+def test_bits_whatever_the_instruction_set(dtype, direction, instruction_sets):
     """The clones that the loader chooses among, and writes past the caches beside others."""
     results = {}
     for name, library in instruction_sets.items():
@@ -174,7 +291,7 @@ def test_bits_whatever_the_instruction_set(dtype, instruction_sets):
             pointers.insert(2, ctypes.c_int64(2))
             seen = []
             for kernel in range(3):
-                slope = library.run(kernel, dtype, stream, *pointers)
+                slope = library.run(kernel, direction, dtype, stream, *pointers)
                 seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
             results[name, stream] = seen
     first = results["sse2", 0]

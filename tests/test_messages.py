@@ -48,6 +48,8 @@ def weight(*shape, **keywords):
         ({"search_period": True}, "search_period must be"),
         ({"max_trials": 0}, "max_trials must be an integer >= 1, got 0"),
         ({"max_trials": 2.0}, "max_trials must be an integer"),
+        ({"units": "layers"}, "units must be one of 'all', 'groups', got 'layers'"),
+        ({"direction": "rmsprop"}, "direction must be one of 'adam', 'sgd', got 'rmsprop'"),
         (
             {"backend": "cuda"},
             "backend is 'cuda'; the backends are 'triton', 'native', 'reference'",
@@ -109,6 +111,8 @@ class Subclass(torch.Tensor):
             ValueError,
             "names beta3=0.5",
         ),
+        (lambda: [{"params": [weight()], "units": "groups"}], ValueError, "names units='groups'"),
+        (lambda: [{"params": [weight()], "direction": "sgd"}], ValueError, "names direction='sgd'"),
     ],
 )
 def test_parameters(parameters, error, message):

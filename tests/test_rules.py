@@ -124,21 +124,21 @@ BROKEN_SEARCHES = [cls for cls in LineSearch.__subclasses__() if cls.__module__ 
 
 
 class KeepsTheTrialAsTheFinalWeights(Table):
-    def adam_step(self, groups, step_size, skip=None):
+    def final_write(self, groups, step_size, skip=None):
         (launch,) = self.launches
         trial = [weight.clone() for weight in launch.weights]
         searched = launch.moved
-        super().adam_step(groups, step_size, skip)
+        super().final_write(groups, step_size, skip)
         if searched:
             for weight, at_trial in zip(launch.weights, trial):
                 weight.copy_(at_trial)
 
 
 class StepsFromTheTrialPoint(Table):
-    def adam_step(self, groups, step_size, skip=None):
+    def final_write(self, groups, step_size, skip=None):
         for launch in self.launches:
             launch.saved = None
-        super().adam_step(groups, step_size, skip)
+        super().final_write(groups, step_size, skip)
 
 
 class BiasCorrectionOneStepAhead(Table):
@@ -151,13 +151,13 @@ class BiasCorrectionOneStepAhead(Table):
 class MomentumInTheTrials(Table):
     """beta1 stays 0.9 in the direction that is tried."""
 
-    def first_trial(self, groups, step_size):
+    def first_trial(self, groups, step_size, unit=None):
         for launch in self.launches:
             launch.gradients = [
                 None if g is None else g * 0.1 + 0.9 * m
                 for g, m in zip(launch.gradients, launch.exp_avgs)
             ]
-        return super().first_trial(groups, step_size)
+        return super().first_trial(groups, step_size, unit)
 
 
 class TriesTheAbsoluteFactor(Table):

@@ -24,6 +24,12 @@ CASES = [
     ("adam_step", {"saved": False}),
     ("adam_step", {"saved": False, "skip": True}),
 ]
+SGD_CASES = [
+    ("first_trial", {"direction": "sgd"}),
+    ("next_trial", {"direction": "sgd"}),
+    *[("sgd_step", {"saved": saved, "skip": not saved}) for saved in (True, False)],
+]
+SGD_ACCESSES = {"first_trial": (2, 2), "next_trial": (2, 1), "sgd_step": (2, 1)}  # of any dtype
 
 
 @cache
@@ -40,6 +46,20 @@ def test_accesses_and_spills(kernel, keywords, dtype, architecture):
     assert (made.vector_loads, made.vector_stores) == expected
     assert made.spills == 0
     assert made.registers <= 64  # four blocks of 256 threads on every multiprocessor
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("kernel", "keywords"), SGD_CASES)
+def test_accesses_spills_and_rounding_of_sgd(kernel, keywords, dtype, architecture):
+    made = of(kernel, dtype, architecture, **keywords)
+    loads, stores = SGD_ACCESSES[kernel]
+    # an unrolled loop has them several times
+    assert made.vector_loads >= loads and made.vector_loads * stores == made.vector_stores * loads
+    assert made.spills == 0
+    assert made.registers <= 64
+    assert not re.findall(r"\b(?:fma|mad)\.rn\.f(?:32|64)\b", made.ptx)
+    assert ".ftz" not in made.ptx
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

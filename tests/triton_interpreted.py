@@ -11,8 +11,12 @@ import math
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from kernel_cases import (
+    DIRECTIONS,
     DTYPES,
+    GROUP,
+    along,
     assert_same_run,
     extreme_values,
     make_state,
@@ -38,23 +42,40 @@ def test_this_process_interprets():
     assert BACKENDS["triton"].refusal(torch.zeros(1), torch.float32) is None
 
 
+on_every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@on_every_direction
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_over_sizes_and_states(dtype):
+def test_bits_over_sizes_and_states(dtype, direction):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
         return weights, None, make_state(weights[:5])
 
-    assert_same_run(make, BOTH)
+    assert_same_run(along(direction, make), BOTH)
 
 
+@on_every_direction
 @pytest.mark.parametrize("make", [two_groups, extreme_values])
-def test_bits_of_special_models(make):
-    assert_same_run(make, BOTH)
+def test_bits_of_special_models(make, direction):
+    assert_same_run(along(direction, make), BOTH)
 
 
-@given(model=models())
-def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model):
-    assert_same_run(model.build, BOTH)
+@given(
+    model=models(),
+    direction=st.sampled_from(DIRECTIONS),
+    unit=st.sampled_from([None, None, 0, 1]),
+)
+def test_bits_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(
+    model, direction, unit
+):
+    assert_same_run(along(direction, model.build), BOTH, unit=unit)
+
+
+@on_every_direction
+@pytest.mark.parametrize("unit", [0, 1])
+def test_bits_of_trials_of_one_unit(unit, direction):
+    assert_same_run(along(direction, two_groups), BOTH, unit=unit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,32 +109,37 @@ def test_one_unaligned_tensor_of_a_row(dtype, which):
 @pytest.mark.parametrize(
     ("flag", "skipped"), [(0.0, False), (-0.0, False), (1.0, True), (math.nan, True)]
 )
+@on_every_direction
 @pytest.mark.parametrize("backend", ["triton", "native", "reference"])
-def test_the_skip_flag(backend, flag, skipped):
+def test_the_skip_flag(backend, flag, skipped, direction):
     weights = make_weights([1000, 9])
     state = make_state(weights)
-    groups = [{**two_groups()[1][0], "params": weights}]
-    everything = [
-        *weights,
-        *(state[w][name] for w in weights for name in ("exp_avg", "exp_avg_sq")),
-    ]
+    groups = [{**two_groups()[1][0], "params": weights, "direction": direction}]
+    everything = [*weights]
+    if direction != "sgd":
+        everything += [state[w][name] for w in weights for name in ("exp_avg", "exp_avg_sq")]
     before = [tensor.clone() for tensor in everything]
     table = Table(BACKENDS[backend])
     table.refresh(groups, state)
-    table.adam_step(groups, 0.1, skip=torch.tensor(flag))
+    table.final_write(groups, 0.1, skip=torch.tensor(flag))
     table.release()
     assert [same_bits(a, b) for a, b in zip(before, everything)] == [skipped] * len(before)
     table.refresh(groups, state)
-    table.adam_step(groups, 0.1)  # the flag is not remembered
+    table.final_write(groups, 0.1)  # the flag is not remembered
     assert not any(same_bits(a, b) for a, b in zip(before, everything))
 
 
 def test_the_slope_repeats_bit_for_bit():
-    slopes = {run("triton", make_weights([5003, CHUNK + 1, 77]))[1] for _ in range(3)}
-    assert len(slopes) == 1
+    for direction in DIRECTIONS:
+        group = {**GROUP, "direction": direction}
+        runs = [make_weights([5003, CHUNK + 1, 77]) for _ in range(3)]
+        slopes = {run("triton", weights, [{**group, "params": weights}])[1] for weights in runs}
+        assert len(slopes) == 1
 
 
-@pytest.mark.parametrize("keywords", [{}, {"search_period": 1, "weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "keywords", [{}, {"search_period": 1, "weight_decay": 0.1}, {"direction": "sgd"}]
+)
 def test_a_run_takes_the_same_steps(keywords):
     """50 steps on real losses: every step size, every weight, every moment."""
     runs = []
@@ -127,6 +153,7 @@ def test_a_run_takes_the_same_steps(keywords):
             found.append((optimizer.step_size, *[p.detach().clone() for p in net.parameters()]))
         assert {launch.backend.name for launch in optimizer._table.launches} == {backend}
         assert optimizer.param_groups[0]["searches"] > 10
+        assert bool(optimizer.state) == (keywords.get("direction") != "sgd")
         found.append((0.0, *[entry["exp_avg_sq"] for entry in optimizer.state.values()]))
         runs.append(found)
     for step, (ours, theirs) in enumerate(zip(*runs)):

@@ -99,7 +99,7 @@ def test_the_launches_of_a_search():
     table.refresh(groups, {})
     table.first_trial(groups, 1.0)
     table.next_trial(groups, 0.5)
-    table.adam_step(groups, 0.25)
+    table.final_write(groups, 0.25)
     assert launched == ["first_trial", "next_trial", "adam_step"]
 
 
@@ -113,7 +113,7 @@ def test_one_compilation_for_every_variant(dtype):
             for _ in range(2):
                 table, groups = optimizer._table, optimizer.param_groups
                 table.refresh(groups, optimizer.state)
-                table.adam_step(groups, 1.0, skip)
+                table.final_write(groups, 1.0, skip)
                 table.commit(optimizer.state)
                 table.release()
     assert len(compiled) <= 2  # with a flag and without, where no test before had them compiled

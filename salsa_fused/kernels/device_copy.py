@@ -12,13 +12,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import Launch
+from .launch import Launch, Part
 
 WORDS = {"q": torch.int64, "f": torch.float32}
 
@@ -28,9 +28,9 @@ class DeviceCopy:
     """Rows and chunks on the device, and which versions and stream they are of."""
 
     rows: Tensor | None = None
-    chunks: Tensor | None = None
     rows_of: tuple[int, Any] | None = None
-    chunks_of: tuple[int, Any] | None = None
+    chunks: dict[Part, Tensor] = field(default_factory=dict)
+    chunks_of: dict[Part, tuple[int, Any]] = field(default_factory=dict)
 
 
 def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,10 +42,11 @@ def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor
     if copy.rows is None or copy.rows_of != (launch.rows_version, stream):
         copy.rows = send(launch.raw_rows, launch.device)
         copy.rows_of = (launch.rows_version, stream)
-    if copy.chunks is None or copy.chunks_of != (launch.chunks_version, stream):
-        copy.chunks = send(launch.raw_chunks, launch.device)
-        copy.chunks_of = (launch.chunks_version, stream)
-    return copy.rows, copy.chunks, send(launch.raw_classes, launch.device)
+    part = launch.unit, launch.others
+    if copy.chunks_of.get(part) != (launch.chunks_version, stream):
+        copy.chunks[part] = send(launch.raw_chunks, launch.device)
+        copy.chunks_of[part] = (launch.chunks_version, stream)
+    return copy.rows, copy.chunks[part], send(launch.raw_classes, launch.device)
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

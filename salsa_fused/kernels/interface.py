@@ -1,4 +1,4 @@
-"""The three kernels, declared once; each backend is one file beside this one.
+"""The kernels, declared once; each backend is one file beside this one.
 
 ==============  ====================  ==========================================  ==============
 kernel          reads                 writes                                      bytes (fp32)
@@ -6,7 +6,10 @@ kernel          reads                 writes                                    
 `first_trial`   w, g, v               saved (the weights), w (first trial point)  20 a parameter
 `next_trial`    saved, g, v           w (next trial point)                        16
 `adam_step`     saved or w, g, m, v   m, v, w                                     28
+`sgd_step`      saved or w, g         w                                           12
 ==============  ====================  ==========================================  ==============
+
+SGD's trials read no ``v`` (there is none) and move 4 bytes less.
 
 The moments are deferred: a trial computes ``v`` after this step's update on the fly, and only
 ``adam_step`` writes ``m`` and ``v``.  So ``w <- saved`` undoes a search completely.
@@ -15,13 +18,16 @@ The moments are deferred: a trial computes ``v`` after this step's update on the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .launch import Launch
+
+
+Direction = Literal["adam", "sgd"]  # what is tried, and with momentum applied
 
 
 class AdamClass(NamedTuple):
@@ -44,7 +50,10 @@ class AdamClass(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a backend implements.  A row with a gradient has moments (zeros at first)."""
+    """What a backend implements.  A row with a gradient has moments (zeros at first), but for SGD.
+
+    The direction of the trials is ``launch.direction``.
+    """
 
     name: str
     chunk_size: int  # elements of a piece of work, at most
@@ -73,3 +82,6 @@ class Backend(Protocol):
         Nothing is written where ``launch.skip`` is a tensor that does not hold 0 (what is not a
         number included): it is on a device, which the host does not wait for.
         """
+
+    def sgd_step(self, launch: Launch) -> Callable[[], None]:
+        """``w <-`` after the step of SGD; the rest as with :meth:`adam_step`."""

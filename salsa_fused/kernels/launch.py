@@ -8,7 +8,7 @@ attribute of a tensor takes 50 ns to read.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_, itemgetter, or_
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .guards import Guards
-from .interface import AdamClass, Backend
+from .interface import AdamClass, Backend, Direction
 from .layout import is_dense, moment_like, readable_gradient
 from .prefetch import lines_of, prefetch
 
@@ -32,6 +32,8 @@ FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of 
 NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 
 data_ptr = Tensor.data_ptr
+
+Part = tuple[int | None, bool]  # (unit, others) of a launch
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -51,6 +53,7 @@ class Launch:
     device: torch.device
     dtype: torch.dtype  # of the weights
     gradient_dtype: torch.dtype
+    direction: Direction = "adam"
 
     # one entry a row
     weights: list[Tensor] = field(default_factory=list)
@@ -84,6 +87,9 @@ class Launch:
     raw_rows: array[int] = field(default_factory=lambda: array("q"))
     raw_chunks: array[int] = field(default_factory=lambda: array("q"))
     n_vector_chunks: int = 0
+    unit: int | None = None  # the group whose weights a search moves; None: all
+    others: bool = False  # the chunks are those of all but the unit
+    parts: dict[Part, tuple[array[int], int]] = field(default_factory=dict)
     rows_version: int = 0  # counts the changes of `raw_rows`
     chunks_version: int = 0
     cut_for: int = -1  # the `rows_version` that `raw_chunks` was made for
@@ -127,9 +133,29 @@ class Launch:
                 vectors.extend((row, start, end))
             for start, end in _pieces(whole * length, size, most):
                 elements.extend((row, start, end))
-        self.raw_chunks = vectors + elements
-        self.n_vector_chunks = len(vectors) // CHUNK_FIELDS
+        self.parts = {(None, False): (vectors + elements, len(vectors) // CHUNK_FIELDS)}
         self.chunks_version += 1
+        self.select(self.unit, others=self.others)
+
+    def select(self, unit: int | None, *, others: bool = False) -> None:
+        """Let kernels go over the rows of one group only, of all others, or (None) over all."""
+        self.unit, self.others = unit, others
+        if (unit, others) not in self.parts:
+            self.parts[unit, others] = self._chunks_of_part()
+        self.raw_chunks, self.n_vector_chunks = self.parts[unit, others]
+
+    def _chunks_of_part(self) -> tuple[array[int], int]:
+        chunks, n_vector = self.parts[None, False]
+        found, vectors = array("q"), 0
+        for start in range(0, len(chunks), CHUNK_FIELDS):
+            if self.is_selected(chunks[start]):
+                found.extend(chunks[start : start + CHUNK_FIELDS])
+                vectors += start < n_vector * CHUNK_FIELDS
+        return found, vectors
+
+    def is_selected(self, row: int) -> bool:
+        """Whether kernels go over this row."""
+        return self.unit is None or (self.groups[row] == self.unit) != self.others
 
     # -- in every step ------------------------------------------------------------------------
 
@@ -155,15 +181,15 @@ class Launch:
             self._cut_anew()
         return True
 
-    def follow(self) -> None:
-        """Take up where the weights lie now: the closure may have moved them.
+    def follow(self) -> bool:
+        """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
             RuntimeError: they have another shape, dtype or memory order.
         """
         addresses = list(map(data_ptr, self.weights))
         if addresses == self.addresses:
-            return
+            return False
         if not self._fit(self.weights):
             raise RuntimeError(
                 "the closure replaced a weight by one of another shape, dtype or memory order "
@@ -173,6 +199,7 @@ class Launch:
         self._set_column(WEIGHT, addresses)
         self.lines = None
         self._cut_anew()
+        return True
 
     def _cut_anew(self) -> None:
         """Cut the rows where what can be read in vectors has changed."""
@@ -237,6 +264,9 @@ class Launch:
         ) and self._laid_out(gradients)
 
     def _take_moments(self) -> None:
+        if self.direction == "sgd":
+            self._take_none()
+            return
         entries = [entry or NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
         self.steps = steps
@@ -253,9 +283,7 @@ class Launch:
             and (all(self.entries) or self._all_without_entry_are_missing())
         )
         if self.settled:
-            if self.lines is None:
-                tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
-                self.lines = lines_of(tensors, self.entries)
+            self._note_lines()
             return
         self.lines = None
         for row, gradient in enumerate(self.gradients):
@@ -270,6 +298,19 @@ class Launch:
         self.exp_avg_sq_addresses = _addresses(self.exp_avg_sqs)
         self._set_column(EXP_AVG, self.exp_avg_addresses)
         self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
+
+    def _take_none(self) -> None:
+        """SGD remembers nothing: no moments, no counts."""
+        if not self.settled:
+            self.settled = True
+            self.steps = [0] * len(self.weights)
+            self.exp_avg_addresses = self.exp_avg_sq_addresses = _addresses(self.exp_avgs)
+        self._note_lines()
+
+    def _note_lines(self) -> None:
+        if self.lines is None:
+            tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
+            self.lines = lines_of(tensors, self.entries)
 
     def _all_without_entry_are_missing(self) -> bool:
         return self.missing is not None and all(
@@ -318,6 +359,8 @@ class Launch:
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
+        if self.direction == "sgd":
+            return
         if self.settled and self.missing is None:
             for settled, t in zip(self.entries, self.steps):
                 settled["step"] = t + 1  # type: ignore[index]
@@ -345,9 +388,31 @@ class Launch:
     @property
     def stepped(self) -> list[Tensor]:
         """The weights that have a gradient in this step."""
-        if self.missing is None:
+        if self.missing is None and self.unit is None:
             return self.weights
-        return [w for w, gradient in zip(self.weights, self.gradients) if gradient is not None]
+        return [
+            weight
+            for row, (weight, gradient) in enumerate(zip(self.weights, self.gradients))
+            if gradient is not None and self.is_selected(row)
+        ]
+
+    def ready_to_write(self, *, made: bool) -> list[Callable[[], None]]:
+        """The final write, ready to be made; ``made``: that of what a search moved is already.
+
+        A search of one unit has saved that unit's weights only: the others' are written in place.
+        """
+        step = self.backend.sgd_step if self.direction == "sgd" else self.backend.adam_step
+        writes = [] if made else [step(self)]
+        if self.unit is not None:
+            saved, self.saved = self.saved, None
+            self.select(self.unit, others=True)
+            try:
+                if self.n_chunks:
+                    writes.append(step(self))
+            finally:
+                self.saved = saved
+                self.select(self.unit)
+        return writes
 
     # -- the saved weights --------------------------------------------------------------------
 
@@ -362,13 +427,15 @@ class Launch:
     def restore(self) -> None:
         """Put the saved weights back."""
         for row, gradient in enumerate(self.gradients):
-            if gradient is not None:
+            if gradient is not None and self.is_selected(row):
                 self.weights[row].copy_(self.saved_view(row))
         self.moved = False
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
         self.saved = self.skip = None
+        if self.unit is not None:
+            self.select(None)
         self.gradients = [None] * len(self.weights)
         for row in self.new_moments:
             self.exp_avgs[row] = self.exp_avg_sqs[row] = None

@@ -1,4 +1,4 @@
-"""Backend ``native``: the three kernels in C++ (``csrc/``), one parallel region each.
+"""Backend ``native``: the kernels in C++ (``csrc/``), one parallel region each.
 
 For dense fp32, bf16 and fp16 weights on the CPU, with moments in fp32.  The compiled module knows
 nothing of torch: it is handed addresses and sizes.
@@ -72,20 +72,28 @@ class NativeBackend:
         assert module is not None and launch.saved is not None
         module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
         partials = array("d", bytes(8 * launch.n_chunks))
-        slope = _run("cpu_first_trial", launch, partials.buffer_info()[0])
+        slope = _ready("cpu_first_trial", launch, partials.buffer_info()[0])()
         launch.moved = True
         return torch.tensor(slope, dtype=torch.float64, device="cpu")
 
     def next_trial(self, launch: Launch) -> None:
-        _run("cpu_next_trial", launch)
+        _ready("cpu_next_trial", launch)()
 
     def adam_step(self, launch: Launch) -> Callable[[], None]:
-        if launch.skip is not None and launch.skip.item() != 0.0:
-            return lambda: None
-        return partial(_run, "cpu_adam_step", launch)
+        return _ready_unless_skipped("cpu_adam_step", launch)
+
+    def sgd_step(self, launch: Launch) -> Callable[[], None]:
+        return _ready_unless_skipped("cpu_sgd_step", launch)
 
 
-def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
+def _ready_unless_skipped(kernel: str, launch: Launch) -> Callable[[], None]:
+    if launch.skip is not None and launch.skip.item() != 0.0:
+        return lambda: None
+    return _ready(kernel, launch)
+
+
+def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], Any]:
+    """What is returned runs the kernel on what the launch is now."""
     assert module is not None
     classes = launch.raw_classes  # it has to live as long as the kernel runs
     native_launch = module.CpuLaunch(
@@ -97,10 +105,16 @@ def _run(kernel: str, launch: Launch, *arguments: int) -> Any:
         FAST_DTYPES.index(launch.dtype),
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
+        launch.direction == "sgd",
     )
+    run = partial(getattr(module, kernel), native_launch, *arguments)
+    return partial(_run, run, launch.stepped, (classes, launch.saved))
+
+
+def _run(run: Callable[[], Any], weights: list[Tensor], held: object) -> Any:
     # autograd does not see writes through addresses; told before, while the tensors are in cache
-    torch.autograd.graph.increment_version(launch.stepped)
-    return getattr(module, kernel)(native_launch, *arguments)
+    torch.autograd.graph.increment_version(weights)
+    return run()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Backend ``native`` on a GPU: the three kernels in CUDA C++ (``csrc/``), built by ``pip install``.
+"""Backend ``native`` on a GPU: the kernels in CUDA C++ (``csrc/``), built by ``pip install``.
 
 They serve where Triton cannot run.  Table, chunks and bits are Triton's.
 """
@@ -9,7 +9,6 @@ import importlib
 from collections.abc import Callable
 from functools import cache, partial
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +66,9 @@ class NativeCudaBackend:
     def adam_step(self, launch: Launch) -> Callable[[], None]:
         return _ready("adam_step", launch)
 
+    def sgd_step(self, launch: Launch) -> Callable[[], None]:
+        return _ready("sgd_step", launch)
+
 
 @cache
 def launch_failure(device: torch.device) -> str | None:
@@ -99,15 +101,17 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
         FAST_DTYPES.index(launch.dtype),
         launch.device.index or 0,
         stream or 0,
+        launch.direction == "sgd",
     )
     held = (rows, chunks, classes, launch.saved, launch.skip)  # until the launch is queued
-    return partial(_write, getattr(module, kernel), launch, native_launch, arguments, held)
+    run = partial(getattr(module, kernel), native_launch, *arguments)
+    return partial(_write, run, launch.device, launch.stepped, held)
 
 
 def _write(
-    kernel: Any, launch: Launch, native_launch: Any, arguments: tuple[int, ...], held: object
+    run: Callable[[], None], device: torch.device, weights: list[Tensor], held: object
 ) -> None:
     # autograd does not see writes through addresses
-    torch.autograd.graph.increment_version(launch.stepped)
-    with on_device(launch.device):
-        kernel(native_launch, *arguments)
+    torch.autograd.graph.increment_version(weights)
+    with on_device(device):
+        run()

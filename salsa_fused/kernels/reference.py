@@ -1,4 +1,4 @@
-"""Backend ``reference``: the three kernels in plain torch, for any device and floating dtype.
+"""Backend ``reference``: the kernels in plain torch, for any device and floating dtype.
 
 Slow and simple, and the arithmetic that every other backend repeats bit for bit (compare
 ``csrc/adam.h``): only mul, add, sub, div and a correctly rounded square root; torch's ``addcmul``,
@@ -30,11 +30,11 @@ class ReferenceBackend:
     def first_trial(self, launch: Launch) -> Tensor:
         slope = torch.zeros((), dtype=_widest(launch.device), device=launch.device)
         for index, gradient in enumerate(launch.gradients):
-            if gradient is not None:
+            if gradient is not None and launch.is_selected(index):
                 launch.saved_view(index).copy_(launch.weights[index])
         launch.moved = True
         for row in _rows(launch):
-            d = _trial_direction(row)
+            d = _trial_direction(launch, row)
             row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.c.step)))
             slope += row.g.mul(d).to(slope.dtype).sum() * row.c.slope_scale
         return slope
@@ -42,49 +42,83 @@ class ReferenceBackend:
     def next_trial(self, launch: Launch) -> None:
         for row in _rows(launch):
             w = launch.saved_view(row.number).to(row.g.dtype)
-            row.weight.copy_(w.sub(_trial_direction(row).mul(row.c.step)))
+            row.weight.copy_(w.sub(_trial_direction(launch, row).mul(row.c.step)))
 
     def adam_step(self, launch: Launch) -> Callable[[], None]:
         written: list[tuple[Tensor, Tensor]] = []
-        for index, weight, g, exp_avg, exp_avg_sq, c in _rows(launch):
+        for row in _rows(launch):
+            g, c = row.g, row.c
+            exp_avg, exp_avg_sq = row.moments
             m = exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
             v = _second_moment(exp_avg_sq, g, c)
-            w = (weight if launch.saved is None else launch.saved_view(index)).to(g.dtype)
+            w = _before(launch, row)
             d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
             w = w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step))
-            for old, new in ((weight, w), (exp_avg, m), (exp_avg_sq, v)):
-                new = new.to(old.dtype)
-                if launch.skip is not None:
-                    new = torch.where(launch.skip != 0, old, new)
-                written.append((old, new))
+            written += [(row.weight, w), (exp_avg, m), (exp_avg_sq, v)]
+        return _write_unless_skipped(launch, written)
 
-        def write() -> None:
-            for old, new in written:
-                old.copy_(new)
-
-        return write
+    def sgd_step(self, launch: Launch) -> Callable[[], None]:
+        written: list[tuple[Tensor, Tensor]] = []
+        for row in _rows(launch):
+            w = _before(launch, row)
+            d = row.g.add(w.mul(row.c.weight_decay))
+            written.append((row.weight, w.sub(d.mul_(row.c.step))))
+        return _write_unless_skipped(launch, written)
 
 
 class _Row(NamedTuple):
     number: int
     weight: Tensor
     g: Tensor  # in the precision of the arithmetic
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    exp_avg: Tensor | None  # SGD has neither
+    exp_avg_sq: Tensor | None
     c: AdamClass
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        assert self.exp_avg is not None and self.exp_avg_sq is not None
+        return self.exp_avg, self.exp_avg_sq
 
 
 def _rows(launch: Launch) -> Iterator[_Row]:
-    """The rows that have a gradient in this step."""
+    """The rows that are gone over and have a gradient in this step."""
     dtype = compute_dtype(launch.dtype)
     classes = launch.classes
     if dtype == torch.float32:  # each scalar is rounded once
         classes = [AdamClass(*[ctypes.c_float(x).value for x in c]) for c in classes]
     for index, gradient in enumerate(launch.gradients):
-        exp_avg, exp_avg_sq = launch.exp_avgs[index], launch.exp_avg_sqs[index]
-        if gradient is not None and exp_avg is not None and exp_avg_sq is not None:
-            c = classes[launch.klass[index]]
-            yield _Row(index, launch.weights[index], gradient.to(dtype), exp_avg, exp_avg_sq, c)
+        if gradient is not None and launch.is_selected(index):
+            yield _Row(
+                index,
+                launch.weights[index],
+                gradient.to(dtype),
+                launch.exp_avgs[index],
+                launch.exp_avg_sqs[index],
+                classes[launch.klass[index]],
+            )
+
+
+def _before(launch: Launch, row: _Row) -> Tensor:
+    """The weights before the step, in the precision of the arithmetic."""
+    weight = row.weight if launch.saved is None else launch.saved_view(row.number)
+    return weight.to(row.g.dtype)
+
+
+def _write_unless_skipped(
+    launch: Launch, written: list[tuple[Tensor, Tensor]]
+) -> Callable[[], None]:
+    """Writes each pair's second over its first."""
+    for i, (old, new) in enumerate(written):
+        new = new.to(old.dtype)
+        if launch.skip is not None:
+            new = torch.where(launch.skip != 0, old, new)
+        written[i] = (old, new)
+
+    def write() -> None:
+        for old, new in written:
+            old.copy_(new)
+
+    return write
 
 
 def _widest(device: torch.device) -> torch.dtype:
@@ -99,9 +133,12 @@ def _preconditioner(v: Tensor, c: AdamClass) -> Tensor:
     return _root(v).mul_(c.inv_root_bias2).add_(c.eps)
 
 
-def _trial_direction(row: _Row) -> Tensor:
-    """-d of equation (3)."""
-    return row.g.div(_preconditioner(_second_moment(row.exp_avg_sq, row.g, row.c), row.c))
+def _trial_direction(launch: Launch, row: _Row) -> Tensor:
+    """-d of equation (3), or SGD's."""
+    if launch.direction == "sgd":
+        return row.g
+    _, exp_avg_sq = row.moments
+    return row.g.div(_preconditioner(_second_moment(exp_avg_sq, row.g, row.c), row.c))
 
 
 def _root(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from .choice import choose_backend
-from .interface import AdamClass, Backend
+from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
 
@@ -29,13 +29,14 @@ class Table:
     """All parameters of an optimizer, ready for the kernels.
 
     The order of calls in a step: :meth:`refresh`; in a search :meth:`first_trial`, then
-    :meth:`next_trial` as often as needed; :meth:`adam_step` and :meth:`commit`, or
+    :meth:`next_trial` as often as needed; :meth:`final_write` and :meth:`commit`, or
     :meth:`restore`; :meth:`release` last, on every path.
     """
 
     def __init__(self, forced: Backend | None = None) -> None:
         self.forced = forced
         self.launches: list[Launch] = []
+        self._direction: Direction = "adam"  # of all groups
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
         self._empty: list[Tensor] = []
@@ -57,36 +58,53 @@ class Table:
             gradient is not None for launch in self.launches for gradient in launch.gradients
         )
 
-    def first_trial(self, groups: Groups, step_size: float) -> list[Tensor]:
-        """Save the weights, move them to the first trial; one slope per launch, on its device."""
+    def first_trial(
+        self, groups: Groups, step_size: float, unit: int | None = None
+    ) -> list[Tensor]:
+        """Save the weights, move them to the first trial; one slope per launch, on its device.
+
+        ``unit``: of this group only, in the whole search.
+        """
         self._set_classes(groups, step_size, trial=True)
         self._follow()
-        for launch in self.launches:
+        moving = [launch for launch in self.launches if unit is None or unit in launch.groups]
+        for launch in moving:
+            launch.select(unit)
             launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
-        return [launch.backend.first_trial(launch) for launch in self.launches]
+        return [launch.backend.first_trial(launch) for launch in moving]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
         """Move the weights to another trial along the same direction."""
         self._set_classes(groups, step_size, trial=True)
         self._follow()
         for launch in self.launches:
-            launch.backend.next_trial(launch)
+            if launch.moved:
+                launch.backend.next_trial(launch)
 
-    def adam_step(self, groups: Groups, step_size: float, skip: Tensor | None = None) -> None:
+    def final_write(
+        self, groups: Groups, step_size: float | list[float], skip: Tensor | None = None
+    ) -> None:
         """Write weights and moments, from the saved weights where a search moved them.
+
+        Not those weights that stand at a trial which is the step already.  ``step_size``: one for
+        all, or one for each group.
 
         ``skip``: one fp32 number on a device, for what the host does not know yet; not 0, and
         nothing is written.
         """
+        searched = any(launch.moved for launch in self.launches)
+        tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
-        if any(launch.moved for launch in self.launches):
-            self._follow()
+        made = [False] * len(self.launches)
+        if searched and not self._follow():
+            made = list(map(_stands_at_the_step, self.launches, tried))
         for launch in self.launches:
             if skip is not None:
                 launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
-        writes = [launch.backend.adam_step(launch) for launch in self.launches]
-        for launch, write in zip(self.launches, writes):
-            write()
+        writes = [launch.ready_to_write(made=m) for launch, m in zip(self.launches, made)]
+        for launch, of_launch in zip(self.launches, writes):
+            for write in of_launch:
+                write()
             launch.moved = False
         forget_cached_weights()
 
@@ -107,7 +125,7 @@ class Table:
         for launch in self.launches:
             launch.commit(state)
         for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
-            if weight.grad is not None:
+            if weight.grad is not None and self._direction != "sgd":
                 t = state[weight].get("step", 0)
                 moments = {name: moment_like(weight) for name in ("exp_avg", "exp_avg_sq")}
                 state[weight] = {"step": t + 1, **moments}
@@ -124,10 +142,10 @@ class Table:
         for launch in self.launches:
             launch.release()
 
-    def _follow(self) -> None:
-        """User code may have run since the table was built."""
-        for launch in self.launches:
-            launch.follow()
+    def _follow(self) -> bool:
+        """User code may have run since the table was built: whether it moved a weight."""
+        moved = [launch.follow() for launch in self.launches]  # all of them
+        return any(moved)
 
     def _take_up(self, groups: Groups, state: State) -> bool:
         """Read gradients, moments and counts; false where the table fits no longer."""
@@ -135,7 +153,8 @@ class Table:
         known = self._entries
         same = known is not None and len(known) == len(entries) and all(map(is_, entries, known))
         fits = (
-            [len(group["params"]) for group in groups] == self._group_sizes
+            groups[0]["direction"] == self._direction
+            and [len(group["params"]) for group in groups] == self._group_sizes
             and all(map(is_, parameters_of(groups), self._parameters))
             and not any(weight.numel() for weight in self._empty)
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
@@ -145,6 +164,7 @@ class Table:
 
     def _build(self, groups: Groups) -> None:
         """Rows, chunks and launches anew; zero-size tensors never enter."""
+        self._direction = groups[0]["direction"]
         self._parameters = parameters_of(groups)
         self._group_sizes = [len(group["params"]) for group in groups]
         self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
@@ -160,11 +180,13 @@ class Table:
                 backend = choose_backend(weight, gradient_dtype, self.forced)
                 key = (backend.name, weight.device, weight.dtype, gradient_dtype)
                 if key not in launches:
-                    launches[key] = Launch(backend, weight.device, weight.dtype, gradient_dtype)
+                    launches[key] = Launch(
+                        backend, weight.device, weight.dtype, gradient_dtype, self._direction
+                    )
                 launches[key].add(weight, index, label)
         self.launches = list(launches.values())
 
-    def _set_classes(self, groups: Groups, step_size: float, *, trial: bool) -> None:
+    def _set_classes(self, groups: Groups, step_size: float | list[float], *, trial: bool) -> None:
         """The scalars for a trial or for the final write, in float64.
 
         Applied to group l is ``lr_l * step_size``; tried is ``lr_l / max lr`` of it, so that a
@@ -172,12 +194,14 @@ class Table:
         """
         factors = [float(group["lr"]) for group in groups]
         largest = max(factors)
+        class_of = CLASSES[self._direction]
+        sizes = step_size if isinstance(step_size, list) else [step_size] * len(groups)
         for launch in self.launches:
             launch.classes = []
             for index, t in launch.class_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
-                step = step_size * (relative if trial else factors[index])
-                launch.classes.append(_adam_class(groups[index], t, step, relative, trial))
+                step = sizes[index] * (relative if trial else factors[index])
+                launch.classes.append(class_of(groups[index], t, step, relative, trial))
 
 
 def parameters_of(groups: Groups) -> list[Tensor]:
@@ -208,4 +232,30 @@ def _adam_class(
         weight_decay=group["weight_decay"],
         step=sign * step if trial else step,
         slope_scale=slope_scale,
+    )
+
+
+def _sgd_class(
+    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
+) -> AdamClass:
+    """For ``w - step (g + decay w)``: that of the trials, too, where the decay is 0."""
+    sign = -1.0 if group["maximize"] else 1.0
+    decay = 0.0 if trial else sign * group["weight_decay"]
+    return NO_CLASS._replace(step=sign * step, weight_decay=decay, slope_scale=slope_scale)
+
+
+NO_CLASS = AdamClass(*[0.0] * len(AdamClass._fields))
+CLASSES = {"adam": _adam_class, "sgd": _sgd_class}
+
+
+def _stands_at_the_step(launch: Launch, tried: list[AdamClass]) -> bool:
+    """Whether the last trial's point, with these classes, is where the final write would go."""
+    return (
+        launch.direction == "sgd"
+        and launch.moved
+        and all(
+            now == then
+            for (group, _), now, then in zip(launch.class_keys, launch.classes, tried)
+            if launch.unit in (None, group)
+        )
     )

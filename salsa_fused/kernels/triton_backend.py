@@ -1,4 +1,4 @@
-"""Backend ``triton``: the three kernels on a GPU, each one launch for the whole model.
+"""Backend ``triton``: the kernels on a GPU, each one launch for the whole model.
 
 Triton is imported on the first use, and compiles each kernel once for every pair of dtypes.  Under
 ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly and without a compiler.
@@ -39,32 +39,40 @@ class TritonBackend:
 
     def first_trial(self, launch: Launch) -> Tensor:
         partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
-        _ready("first_trial", launch, launch.saved, partials)()
+        _ready("first_trial", launch, launch.saved, partials, DIRECTION=launch.direction)()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
 
     def next_trial(self, launch: Launch) -> None:
-        _ready("next_trial", launch, launch.saved)()
+        _ready("next_trial", launch, launch.saved, DIRECTION=launch.direction)()
 
     def adam_step(self, launch: Launch) -> Callable[[], None]:
         return _ready("adam_step", launch, launch.saved, launch.skip)
 
+    def sgd_step(self, launch: Launch) -> Callable[[], None]:
+        return _ready("sgd_step", launch, launch.saved, launch.skip)
 
-def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], None]:
+
+def _ready(
+    name: str, launch: Launch, *tensors: Tensor | None, **constants: str
+) -> Callable[[], None]:
     """Send the table and compile the kernel; what is returned launches it."""
-    kernel, dtype = getattr(_kernels(), name), launch.dtype
+    kernel, device = getattr(_kernels(), name), launch.device
+    constants = {**_constants(launch.dtype), **constants}
     with on_device(launch.device) as stream:
         arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
-        variant = (name, dtype, launch.device, *[tensor is None for tensor in tensors])
+        given = [tensor is None for tensor in tensors]
+        variant = (name, launch.dtype, launch.direction, device, *given)
         if variant not in _compiled:
-            compile_only(kernel, arguments, dtype)
+            compile_only(kernel, arguments, constants)
             _compiled.add(variant)
+    programs, weights = launch.n_chunks, launch.stepped
 
     def write() -> None:
         # autograd does not see writes through addresses
-        torch.autograd.graph.increment_version(launch.stepped)
-        with on_device(launch.device):
-            start(kernel, launch.n_chunks, arguments, dtype)
+        torch.autograd.graph.increment_version(weights)
+        with on_device(device):
+            start(kernel, programs, arguments, constants)
 
     return write
 
@@ -72,14 +80,16 @@ def _ready(name: str, launch: Launch, *tensors: Tensor | None) -> Callable[[], N
 _compiled: set[tuple[Any, ...]] = set()  # kernels, by what they are compiled for
 
 
-def start(kernel: Any, programs: int, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+def start(
+    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
     """Launch a kernel of :mod:`.triton_kernels` on the current device and stream."""
-    kernel[(programs,)](*arguments, **_constants(dtype))
+    kernel[(programs,)](*arguments, **constants)
 
 
-def compile_only(kernel: Any, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+def compile_only(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
     if not interpreted():
-        kernel.warmup(*arguments, grid=(1,), **_constants(dtype))
+        kernel.warmup(*arguments, grid=(1,), **constants)
 
 
 def _constants(dtype: torch.dtype) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The three kernels in Triton: each is one launch for the whole model.
+"""The kernels in Triton: each is one launch for the whole model.
 
 A program works on one chunk.  Rows, chunks and classes are those of ``csrc/adam.h``, in the
 device's memory; so is the order of operations, without contraction into fma and with correctly
@@ -126,7 +126,7 @@ def store(pointer, x, mask, DTYPE: tl.constexpr):
 @triton.jit
 def first_trial_chunk(
     rows, chunks, classes, saved, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
     _, _, beta2, one_minus_beta2, _, inv_root_bias2, eps, _, step, scale = scalars_of(classes, row)
@@ -142,9 +142,13 @@ def first_trial_chunk(
         mask = i < size
         stored = tl.load(w_at + i, mask=mask)
         g = tl.load(g_at + i, mask=mask).to(tl.float32)
-        v = tl.load(v_at + i, mask=mask)
+        if DIRECTION != "sgd":
+            v = tl.load(v_at + i, mask=mask)
         tl.store(saved_at + i, stored, mask=mask)
-        d = trial_direction(g, v, beta2, one_minus_beta2, inv_root_bias2, eps)
+        if DIRECTION == "sgd":
+            d = g
+        else:
+            d = trial_direction(g, v, beta2, one_minus_beta2, inv_root_bias2, eps)
         store(w_at + i, stored.to(tl.float32) - step * d, mask, DTYPE)
         products = tl.where(mask, g * d, 0.0).to(tl.float64)
         sums += tl.sum(tl.reshape(products, [BLOCK // UNIT, UNIT]), axis=1)
@@ -155,15 +159,17 @@ def first_trial_chunk(
 @triton.jit(do_not_specialize=["n_vector"])
 def first_trial(
     rows, chunks, classes, saved, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr,
+    THREADS: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < n_vector:
         slope = first_trial_chunk(
-            rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS
+            rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
         )
     else:
-        slope = first_trial_chunk(rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS)
+        slope = first_trial_chunk(
+            rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
+        )
     tl.store(partials + number, slope)
 
 
@@ -173,7 +179,7 @@ def first_trial(
 @triton.jit
 def next_trial_chunk(
     rows, chunks, classes, saved, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
     _, _, beta2, one_minus_beta2, _, inv_root_bias2, eps, _, step, _ = scalars_of(classes, row)
@@ -188,8 +194,11 @@ def next_trial_chunk(
         mask = i < size
         w = tl.load(saved_at + i, mask=mask).to(tl.float32)
         g = tl.load(g_at + i, mask=mask).to(tl.float32)
-        v = tl.load(v_at + i, mask=mask)
-        d = trial_direction(g, v, beta2, one_minus_beta2, inv_root_bias2, eps)
+        if DIRECTION == "sgd":
+            d = g
+        else:
+            v = tl.load(v_at + i, mask=mask)
+            d = trial_direction(g, v, beta2, one_minus_beta2, inv_root_bias2, eps)
         store(w_at + i, w - step * d, mask, DTYPE)
         base += BLOCK
 
@@ -197,13 +206,17 @@ def next_trial_chunk(
 @triton.jit(do_not_specialize=["n_vector"])
 def next_trial(
     rows, chunks, classes, saved, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr,
+    THREADS: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < n_vector:
-        next_trial_chunk(rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS)
+        next_trial_chunk(
+            rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
+        )
     else:
-        next_trial_chunk(rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS)
+        next_trial_chunk(
+            rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
+        )
 
 
 # -- adam_step: reads saved or w, and g, m, v; writes m, v, w ----------------------------------
@@ -254,3 +267,43 @@ def adam_step(
         adam_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, VECTOR, VECTOR * THREADS)
     else:
         adam_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, 1, SCALARS * THREADS)
+
+
+# -- sgd_step: reads saved or w, and g; writes w -----------------------------------------------
+
+
+@triton.jit
+def sgd_step_chunk(
+    rows, chunks, classes, saved, skip, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, start, size = chunk_bounds(rows, chunks, number, UNIT)
+    if skip is not None:
+        size = tl.where(tl.load(skip) != 0.0, 0, size)
+    _, _, _, _, _, _, _, weight_decay, step, _ = scalars_of(classes, row)
+    w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
+    g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
+    from_at = w_at
+    if saved is not None:
+        from_at = saved_pointer(saved, row, start, UNIT)
+    lanes = tl.arange(0, BLOCK)
+    base = 0
+    while base < size:
+        i = base + lanes
+        mask = i < size
+        w = tl.load(from_at + i, mask=mask).to(tl.float32)
+        g = tl.load(g_at + i, mask=mask).to(tl.float32)
+        store(w_at + i, w - step * (g + weight_decay * w), mask, DTYPE)
+        base += BLOCK
+
+
+@triton.jit(do_not_specialize=["n_vector"])
+def sgd_step(
+    rows, chunks, classes, saved, skip, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    THREADS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    if number < n_vector:
+        sgd_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, VECTOR, VECTOR * THREADS)
+    else:
+        sgd_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, 1, SCALARS * THREADS)

@@ -63,6 +63,7 @@ class Record:
     slope: float | None = None  # None where no search was due
     trial_loss: float | None = None  # the accepted trial's
     trials: list[Trial] = field(default_factory=list)
+    unit: int | None = None  # the unit searched; None: all together, or no search (`units.py`)
 
 
 class ReferenceSaLSa:
@@ -125,7 +126,7 @@ class ReferenceSaLSa:
         if not self.search_due:
             if not math.isfinite(f0):
                 return self._skip(Record(False, "non_finite", f0, self.eta))
-            self._adam_step(g)
+            self._final_write(g)
             self._count(searched=False)
             return Record(False, None, f0, self.eta)
         d, slope = self._direction(g)
@@ -136,7 +137,7 @@ class ReferenceSaLSa:
         self._search(record, d, slope, loss_at, resolution)
         if record.skipped:
             return self._skip(record)
-        self._adam_step(g)
+        self._final_write(g)
         self._count(searched=True)
         record.step_size = self.eta
         return record
@@ -161,7 +162,7 @@ class ReferenceSaLSa:
         record.step_size = self.eta
         return record
 
-    # -- Adam -----------------------------------------------------------------------------------
+    # -- the direction: Adam's; `sgd.py` and `lamb.py` have their own -----------------------------
 
     def _moments(self, i: int, gi: Array, betas: tuple[float, float]) -> tuple[Array, Array]:
         beta1, beta2 = betas
@@ -169,8 +170,23 @@ class ReferenceSaLSa:
         v = beta2 * self.v[i] + (1 - beta2) * gi * gi
         return m, v
 
+    def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
+        """(3): -d of one tensor, beta1 = 0, with v_hat as it will be after this step."""
+        _, v = self._moments(i, gi, group["betas"])
+        v_hat = v / (1 - group["betas"][1] ** (self.t[i] + 1))
+        return gi / (np.sqrt(v_hat) + group["eps"])
+
+    def _bracket(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
+        """(2) and the decay of one tensor: what the final write subtracts; m, v, t change."""
+        beta1, beta2 = group["betas"]
+        self.t[i] += 1
+        self.m[i], self.v[i] = self._moments(i, gi, group["betas"])
+        m_hat = self.m[i] / (1 - beta1 ** self.t[i])
+        v_hat = self.v[i] / (1 - beta2 ** self.t[i])
+        return m_hat / (np.sqrt(v_hat) + group["eps"]) + group["weight_decay"] * self.params[i]
+
     def _direction(self, g: list[Array | None]) -> tuple[list[Array | None], float]:
-        """(3): beta1 = 0, with v_hat as it will be after this step; lr relative to the largest."""
+        """What is tried, and its slope; lr relative to the largest."""
         d: list[Array | None] = [None] * len(g)
         slope = 0.0
         for group in self.groups:
@@ -179,29 +195,25 @@ class ReferenceSaLSa:
                 gi = g[i]
                 if gi is None:
                     continue
-                _, v = self._moments(i, gi, group["betas"])
-                v_hat = v / (1 - group["betas"][1] ** (self.t[i] + 1))
                 with np.errstate(invalid="ignore"):  # inf / inf: the step will be skipped
-                    di = -factor * gi / (np.sqrt(v_hat) + group["eps"])
+                    di = -factor * self._descent(i, gi, group)
+                    slope -= float(np.sum(gi * di))
                 d[i] = di
-                slope -= float(np.sum(gi * di))
         return d, slope
 
-    def _adam_step(self, g: list[Array | None]) -> None:
-        """(2) with the step size found; the only place where w, m, v and t change."""
-        for group in self.groups:
-            beta1, beta2 = group["betas"]
+    def _final_write(self, g: list[Array | None]) -> None:
+        """With the step size found; the only place where w, m, v and t change."""
+        for k, group in enumerate(self.groups):
             for i in group["params"]:
                 gi = g[i]
                 if gi is None:
                     continue
-                w = self.params[i]
-                self.t[i] += 1
-                self.m[i], self.v[i] = self._moments(i, gi, group["betas"])
-                m_hat = self.m[i] / (1 - beta1 ** self.t[i])
-                v_hat = self.v[i] / (1 - beta2 ** self.t[i])
-                bracket = m_hat / (np.sqrt(v_hat) + group["eps"]) + group["weight_decay"] * w
-                self.params[i] = w - group["lr"] * self.eta * bracket
+                bracket = self._bracket(i, gi, group)
+                self.params[i] = self.params[i] - group["lr"] * self._eta_of(k) * bracket
+
+    def _eta_of(self, k: int) -> float:
+        """The step size of group k."""
+        return self.eta
 
     # -- the search -----------------------------------------------------------------------------
 

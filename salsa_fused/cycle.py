@@ -1,0 +1,90 @@
+"""Which part of the model a search moves: all of it, or one unit after the other (PLASLS).
+
+A unit is a parameter group with a step size of its own (arXiv 2403.18506).  The first search that
+is accepted is one for all of them and gives each its step size; after that they take turns, group
+0 first.  What belongs to a unit stands in its group, everything else is equal in all groups.
+
+Nothing here knows of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from .line_search import STATE_NAMES, LineSearch, SearchSettings, SearchState
+
+Units = Literal["all", "groups"]
+Groups = Sequence[dict[str, Any]]
+
+OWN = (  # a unit's
+    "step_size",
+    "smoothed_decrease",
+    "smoothed_slope",
+    "located",
+    "fast_mean",
+    "slow_mean",
+    "steps_since_search",
+)
+UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0}  # how a unit begins
+
+
+def begin(groups: Groups, line_search_class: type[LineSearch]) -> LineSearch:
+    """The view that one optimizer step has of the search: of all groups, or of one unit."""
+    settings = SearchSettings.read_from(groups[0])
+    unit = _turn(groups)
+    if unit is None:
+        return line_search_class(settings, SearchState.read_from(groups[0]))
+    waited = min(group["steps_since_search"] for group in groups)
+    return line_search_class(settings, SearchState.read_from(groups[unit]), unit, waited)
+
+
+def _turn(groups: Groups) -> int | None:
+    """Whose turn it is; None: all groups together."""
+    first = groups[0]
+    if first["units"] == "all" or not first["accepted_once"]:
+        return None
+    return first["next_unit"] % len(groups)
+
+
+def applied(groups: Groups, search: LineSearch) -> float | list[float]:
+    """The step size of the final write, or each group's."""
+    if search.unit is None:
+        return search.step_size
+    sizes = [group["step_size"] for group in groups]
+    sizes[search.unit] = search.step_size
+    return sizes
+
+
+def remember(groups: Groups, search: LineSearch) -> None:
+    """Enter into the groups what the step has changed."""
+    after = search.finish() if search.outcome else search.plain_step()
+    numbers = after._asdict()
+    if search.unit is not None:
+        _remember_unit(groups, search, numbers)
+        return
+    if search.outcome == "accepted" and groups[0]["units"] == "groups":
+        numbers |= UNSMOOTHED
+    for group in groups:
+        group.update(numbers)
+
+
+def _remember_unit(groups: Groups, search: LineSearch, numbers: dict[str, Any]) -> None:
+    taken = numbers["steps"] > search.state.steps
+    if taken and search.outcome:
+        numbers["next_unit"] = (numbers["next_unit"] + 1) % len(groups)
+    shared = {name: value for name, value in numbers.items() if name not in OWN}
+    for index, group in enumerate(groups):
+        if index == search.unit:
+            group.update(numbers)
+        else:
+            group.update(shared)
+            group["steps_since_search"] += taken
+
+
+def newcomer(first: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that a group begins with which is added to others."""
+    state = {name: first[name] for name in STATE_NAMES}
+    if first["units"] == "groups":  # as a unit begins after the search that was one for all
+        state |= {**UNSMOOTHED, "located": first["accepted_once"]}
+    return state
