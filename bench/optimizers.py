@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.peers import peer
-from salsa_fused import FusedSaLSa
-from salsa_fused.settings import PAPER
+from salsa_fused import FusedSaLSa, units
+from salsa_fused.settings import ADAM_SLS, LR_DISTRIBUTION, PAPER, SGD_SALSA, SGD_SLS
 
 Closure = Callable[[], Tensor]
 
@@ -36,6 +36,7 @@ class Method:
     factor: Callable[[float], float] | None = None
     grid: tuple[float, ...] = ()  # learning rates to choose from, each by a run of its own
     chosen_lr: float = math.nan  # from the grid
+    unit_sizes: Callable[[torch.optim.Optimizer], dict[str, float]] | None = None
 
 
 # --- what a step is -------------------------------------------------------------------------------
@@ -103,12 +104,35 @@ def fused_salsa(
     name: str = "FusedSaLSa",
     settings: str = "no learning rate, all defaults",
     factor: Callable[[float], float] | None = None,
+    groups: Callable[[nn.Module], Any] = nn.Module.parameters,
     **options: Any,
 ) -> Method:
     def build(model: nn.Module) -> torch.optim.Optimizer:
-        return FusedSaLSa(model.parameters(), module=model, **options)
+        return FusedSaLSa(groups(model), module=model, **options)
 
-    return Method(name, settings, build, closure_step, _found, factor)
+    sizes = _unit_sizes if options.get("units") == "groups" else None
+    return Method(name, settings, build, closure_step, _found, factor, unit_sizes=sizes)
+
+
+def _unit_sizes(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {group["name"]: group["step_size"] for group in optimizer.param_groups}
+
+
+def units_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Ten units, or as many as a transformer's layers give; any other model is cut by depth."""
+    try:
+        return units.transformer_units(model)
+    except ValueError:
+        return units.units_by_depth(model, n=min(10, len(list(model.parameters()))))
+
+
+def distributed_units(model: nn.Module) -> list[dict[str, Any]]:
+    """The units with the published factors; blocks of fewer layers take those at their depth."""
+    formed = units_of(model)
+    first, *blocks, last = LR_DISTRIBUTION
+    between = len(formed) - 2
+    chosen = [first, *(blocks[i * len(blocks) // between] for i in range(between)), last]
+    return [{**unit, "lr": factor} for unit, factor in zip(formed, chosen, strict=True)]
 
 
 def adam() -> Method:
@@ -201,4 +225,14 @@ METHODS: tuple[Callable[[], Method], ...] = (
     partial(prodigy, "Prodigy, cosine", "1.1.2, cosine over the last half", cosine_end),
     d_adaptation,
     schedule_free,
+)
+
+# The other systems of the papers, beside FusedSaLSa: `python -m bench train --family`.
+FAMILY: tuple[Callable[[], Method], ...] = (
+    fused_salsa,
+    partial(fused_salsa, "Adam+SLS", "settings.ADAM_SLS", **ADAM_SLS),
+    partial(fused_salsa, "SGD+SaLSa", "settings.SGD_SALSA", **SGD_SALSA),
+    partial(fused_salsa, "SGD+SLS", "settings.SGD_SLS", **SGD_SLS),
+    partial(fused_salsa, "PLASLS", 'units="groups"', groups=units_of, units="groups"),
+    partial(fused_salsa, "LR distribution", "settings.LR_DISTRIBUTION", groups=distributed_units),
 )

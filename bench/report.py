@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.family_plot import draw_family
 from bench.host import host_table
 from bench.kernel_table import gpu_kernels_table, kernels_table, ratios_table
 from bench.plots import draw_demo
@@ -59,6 +60,12 @@ def train_block(published: Path = PUBLISHED) -> str:
     """A line per optimizer, and where FusedSaLSa stands among them, for every device."""
     found = _everywhere(published, "train", overview_table, train_verdict)
     return found or NOT_MEASURED.format("training")
+
+
+def family_block(published: Path = PUBLISHED) -> str:
+    """The papers' other systems, beside FusedSaLSa."""
+    found = _everywhere(published, "family", overview_table)
+    return found or NOT_MEASURED.format("family")
 
 
 def step_block(published: Path = PUBLISHED) -> str:
@@ -117,6 +124,7 @@ def _source(results: Results) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo_block,
     "train": train_block,
+    "family": family_block,
     "step": step_block,
     "memory": memory_block,
     "kernels": kernels_block,
@@ -153,6 +161,7 @@ Draw = Callable[[Results, Path], list[Path]]
 PARTS: dict[str, tuple[str, Callable[[Results], Table], Callable | None, Draw | None]] = {
     "demo": ("The demo", demo_table, demo_verdict, draw_demo),
     "train": ("What training reaches", train_table, train_verdict, draw_train),
+    "family": ("The papers' other systems", train_table, None, draw_family),
     "step": ("What a training step costs", step_table, None, draw_step),
     "memory": ("Peak memory", memory_table, None, None),
     "kernels": ("The kernels", _kernels, None, None),

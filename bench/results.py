@@ -204,7 +204,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "salsa_fused": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
     }
@@ -230,16 +230,16 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the checkout, "-dirty" where tracked files differ; None outside of git.
+def commit() -> str:
+    """The commit of the checkout, "-dirty" where tracked files differ; "unknown" outside of git.
 
     Results and the README, which shows them, do not count: they change because of a run.
     """
-    commit = _git("rev-parse", "--short=12", "HEAD")
+    head = _git("rev-parse", "--short=12", "HEAD")
     code = (".", ":!bench/results", ":!README.md")
-    if commit and _git("status", "--porcelain", "--untracked-files=no", "--", *code):
-        return f"{commit}-dirty"
-    return commit
+    if head and _git("status", "--porcelain", "--untracked-files=no", "--", *code):
+        return f"{head}-dirty"
+    return head or "unknown"
 
 
 def _git(*arguments: str) -> str | None:

@@ -20,6 +20,7 @@ from bench import results, summary
 from bench.optimizers import Method
 from bench.peers import MissingPeer
 from bench.progress import progress_bars
+from bench.results import commit
 from bench.training import Checkpoint, Problem, Run, train
 
 KEPT = Path(__file__).parent / ".runs"
@@ -42,20 +43,22 @@ class Store:
         what = {"case": case.case, "description": case.description, **budget}
         return {**what, "method": method.name, "settings": method.settings, "seed": seed, **machine}
 
-    def get(self, key: dict[str, object]) -> Run | None:
+    def get(self, key: dict[str, object]) -> tuple[Run, str] | None:
+        """The run, and the commit that it is of."""
         path = self._path(key)
         if not path.exists():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
         points = [Checkpoint(**point) for point in content["run"].pop("checkpoints")]
-        return Run(**content["run"], checkpoints=points)
+        return Run(**content["run"], checkpoints=points), content["commit"]
 
     def put(self, key: dict[str, object], run: Run) -> None:
         """All or nothing: a file that was half written has another name."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"key": key, "run": asdict(run)}), encoding="utf-8")
+        content = {"key": key, "commit": commit(), "run": asdict(run)}
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
         unfinished.replace(path)
 
     def _path(self, key: dict[str, object]) -> Path:
@@ -82,6 +85,7 @@ class Runner:
     store: Store | None = None
     missing: dict[str, str] = field(default_factory=dict)
     reused: int = 0
+    commits: set[str] = field(default_factory=set)  # that the runs are of
 
     def run_all(self, case: Problem, make_methods: Sequence[MakeMethod], seeds: int) -> list[Done]:
         """The methods take turns, also in going first: a busy machine slows all of them down."""
@@ -113,13 +117,16 @@ class Runner:
 
     def _run(self, case: Problem, method: Method, seed: int, advance: Advance, title: str) -> Run:
         key = self.store.key(case, method, seed) if self.store else {}
-        run = self.store.get(key) if self.store else None
-        if run is not None:
+        kept = self.store.get(key) if self.store else None
+        if kept is not None:
+            run, measured_at = kept
             self.reused += 1
         else:
             run = train(case, method, seed, self.device, on_work=partial(advance, title))
+            measured_at = commit()
             if self.store:
                 self.store.put(key, run)
+        self.commits.add(measured_at)
         advance(title, None)
         return run
 

@@ -9,6 +9,7 @@ from bench.results import Curve, Row
 from bench.training import Checkpoint, Problem, Run
 
 FINAL_SHARE = 0.2  # of the work: final figures are means over what is measured in this last part
+UNIT_SIZE = "step_size of "  # and the unit's name: a quantity of curves
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
 
 
@@ -29,6 +30,11 @@ def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
         ("steps", "1"): [float(len(run.losses)) for run in runs],
         ("skipped_steps", "1"): [float(run.skipped_steps) for run in runs],
     }
+    if runs[0].searched_units:  # PLASLS: the searches of all units together, and of one each
+        metrics["searches_of_all", "1"] = [run.searched_units.count(-1) for run in runs]
+        metrics["searches_of_one", "1"] = [
+            len(run.searched_units) - run.searched_units.count(-1) for run in runs
+        ]
     return [
         results.row(bench, problem.case, runs[0].method, metric, unit, values)
         for (metric, unit), values in metrics.items()
@@ -47,6 +53,11 @@ def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
     train_losses = [[point.train_loss for point in run.checkpoints] for run in runs]
     validation_losses = [[point.validation_loss for point in run.checkpoints] for run in runs]
     step_sizes = [run.step_sizes for run in runs]
+    units = [
+        results.curve(bench, case, name, f"{UNIT_SIZE}{unit}", "steps", steps,
+                      [run.unit_sizes[unit] for run in runs])
+        for unit in runs[0].unit_sizes
+    ]  # fmt: skip
     seconds = [fmean(points) for points in zip(*_seconds(runs))]
     work_unit = "plain steps of work"
     return [
@@ -55,6 +66,7 @@ def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
         results.curve(bench, case, name, "train_loss", "s", seconds, train_losses),
         results.curve(bench, case, name, "validation_loss", "s", seconds, validation_losses),
         results.curve(bench, case, name, "step_size", "steps", steps, step_sizes),
+        *units,
     ]
 
 

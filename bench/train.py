@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.collect import collect
 from bench.devices import add_device, chosen_device
 from bench.hub import HUB
-from bench.optimizers import METHODS, Method
+from bench.optimizers import FAMILY, METHODS, Method
 from bench.problems import PROBLEMS
 from bench.runs import KEPT, Done, Runner, Store
 from bench.tables import finish
@@ -26,6 +26,7 @@ from bench.train_table import train_table
 from bench.training import Problem
 
 OUT = Path("bench/results/local/train.json")
+OUT_FAMILY = Path("bench/results/local/family.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(PROBLEMS)}, and from a hub {', '.join(HUB)} (default: all but these)",
     )
     parser.add_argument("--optimizers", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument(
+        "--family", action="store_true", help="the papers' other systems, beside FusedSaLSa"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--work", type=float, default=1.0, metavar="X", help="X times the usual number of steps"
@@ -47,18 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--again", action="store_true", help="measure anew what was measured before"
     )
     parser.add_argument(
-        "--json", type=Path, default=OUT, metavar="FILE", help="default: %(default)s"
+        "--json", type=Path, metavar="FILE", help=f"default: {OUT}, or {OUT_FAMILY.name} there"
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = chosen_device(arguments.device)
-    make_methods = _chosen(arguments.optimizers)
+    make_methods = _chosen(FAMILY if arguments.family else METHODS, arguments.optimizers)
     if arguments.seeds < 1 or arguments.work <= 0:
         raise SystemExit("--seeds and --work: at least one seed, and some work")
     if arguments.again:
         shutil.rmtree(KEPT, ignore_errors=True)
+    file = arguments.json or (OUT_FAMILY if arguments.family else OUT)
+    bench = "family" if arguments.family else "train"
     runner = Runner(device, console, Store(KEPT, device))
     cases: list[Problem] = []
     done: dict[str, list[Done]] = {}
@@ -72,14 +78,15 @@ def main(arguments: argparse.Namespace) -> int:
         cases.append(case)
         done[case.case] = found
         console.print(f"{case.title}: {time.perf_counter() - start:.0f} s", style="dim")
-        measured = collect("train", cases, done, device)
+        measured = collect(bench, cases, done, device)
         measured.settings["missing"] = runner.missing
-        measured.write(arguments.json)  # after every case: nothing is lost
+        measured.environment["commit"] = ", ".join(sorted(runner.commits))
+        measured.write(file)  # after every case: nothing is lost
     if not cases:
         raise SystemExit("nothing could be run")
     if runner.reused:
         console.print(f"{runner.reused} runs were there already (--again measures them anew).")
-    return finish(measured, train_table(measured), arguments.json, console)
+    return finish(measured, train_table(measured), file, console)
 
 
 def _problem(make: Callable[..., Problem], device: torch.device, work: float) -> Problem:
@@ -88,8 +95,10 @@ def _problem(make: Callable[..., Problem], device: torch.device, work: float) ->
     return make(device, max(1, round(work * make(device).plain_steps)))
 
 
-def _chosen(names: Sequence[str] | None) -> list[Callable[[], Method]]:
-    known = {make().name: make for make in METHODS}
+def _chosen(
+    methods: Sequence[Callable[[], Method]], names: Sequence[str] | None
+) -> list[Callable[[], Method]]:
+    known = {make().name: make for make in methods}
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise SystemExit(f"--optimizers: {unknown[0]!r} is none of {', '.join(map(repr, known))}")

@@ -95,6 +95,8 @@ class Run:
     milliseconds: list[float] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     skipped_steps: int = 0
+    unit_sizes: dict[str, list[float]] = field(default_factory=dict)  # where units have their own
+    searched_units: list[int] = field(default_factory=list)  # of every search; -1: all together
 
 
 def train(
@@ -136,6 +138,12 @@ def train(
         # A plain step has one forward; what is above that was spent on the search.
         run.extra_forwards.append(work.forwards - before.forwards - 1)
         run.step_sizes.append(method.step_size(optimizer))
+        if method.unit_sizes is not None:
+            for name, size in method.unit_sizes(optimizer).items():
+                run.unit_sizes.setdefault(name, []).append(size)
+            if run.extra_forwards[-1]:
+                unit = optimizer.last_search.unit  # type: ignore[attr-defined]
+                run.searched_units.append(-1 if unit is None else unit)
         # Always the same number of checkpoints: one step may pass several marks at once.
         passed = min(problem.checkpoints, work.units * problem.checkpoints // problem.budget)
         if passed >= len(run.checkpoints):

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bench import hub, optimizers, peers, report, tables, train, train_table
+from bench import hub, optimizers, peers, report, results, tables, train, train_table
 from bench.collect import collect
 from bench.optimizers import ADAM, FUSED_SALSA, METHODS, adamw, tuned_adamw
 from bench.peers import MissingPeer
@@ -187,7 +187,8 @@ def test_a_run_is_used_again_only_for_the_same_settings(tmp_path, change):
     same = {"case": linear_problem(), "method": ADAM, "seed": 0}
     (done,) = Runner(CPU, quiet()).run_all(same["case"], [lambda: ADAM], 1)
     store.put(store.key(**same), done.runs[0])
-    assert store.get(store.key(**same)) is not None
+    run, commit = store.get(store.key(**same))
+    assert run == done.runs[0] and commit == results.commit()
     assert store.get(store.key(**{**same, **change})) is None
 
 
@@ -200,7 +201,7 @@ def arguments(tmp_path, monkeypatch):
     monkeypatch.setitem(PROBLEMS, "linear", lambda device, steps=20: linear_problem(steps))
     return Namespace(
         device="cpu", data=["linear"], optimizers=["FusedSaLSa", "AdamW"], seeds=2, work=1.0,
-        again=False, json=tmp_path / "train.json",
+        again=False, json=tmp_path / "train.json", family=False,
     )  # fmt: skip
 
 
@@ -354,5 +355,5 @@ def test_a_hubs_texts_train(monkeypatch):
 
 def test_partial_methods_keep_their_names():
     """`METHODS` holds factories; `--optimizers` finds them by the names of what they make."""
-    chosen = train._chosen(["Prodigy, cosine"])
+    chosen = train._chosen(METHODS, ["Prodigy, cosine"])
     assert len(chosen) == 1 and isinstance(chosen[0], partial)
