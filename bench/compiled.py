@@ -97,7 +97,8 @@ def compiled(
     tl = triton.language
     fn = getattr(kernels or triton_kernels, kernel)
     pointers = {"rows": "*i64", "chunks": "*i64", "classes": "*fp32", "partials": "*fp64"}
-    pointers |= {"saved": f"*{dtype}", "skip": "*fp32"}
+    pointers |= {"saved": f"*{dtype}", "skip": "*fp32", "ratios": "*fp32"}
+    pointers |= {"parts": "*i64", "clip": "fp32"}
     constants: dict[str, Any] = {
         "DTYPE": {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
         "VECTOR": TritonBackend.vector_bytes // TYPES[dtype],
@@ -105,10 +106,13 @@ def compiled(
     }
     if kernel.endswith("_trial"):
         constants["DIRECTION"] = direction
+    if direction != "lamb":
+        constants["ratios"] = None
     if kernel.endswith("_step"):
         constants |= {name: None for name, there in (("saved", saved), ("skip", skip)) if not there}
     types = {**pointers, "n_vector": "i32", **dict.fromkeys(constants, "constexpr")}
     names = list(fn.arg_names)
+    constants = {name: value for name, value in constants.items() if name in names}
     source = ASTSource(
         fn=fn,
         signature={name: types[name] for name in names},

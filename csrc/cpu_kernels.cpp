@@ -134,6 +134,37 @@ SALSA_INLINE void sgd_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g, 
         w[i] = Stored<T>::from(sgd_weight(load(from[i]), load(g[i]), c));
 }
 
+// Adds the squares of w and u up, each in `kLanes` sums side by side.
+template <class T>
+SALSA_INLINE void norms_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
+                             const float* SALSA_RESTRICT m, const float* SALSA_RESTRICT v,
+                             std::int64_t n, const AdamClass& c, double* SALSA_RESTRICT sums) {
+    float ws[kBlock], us[kBlock];
+    double w_lanes[kLanes] = {}, u_lanes[kLanes] = {};
+    for (std::int64_t base = 0; base < n; base += kBlock) {
+        const int size = static_cast<int>(n - base < kBlock ? n - base : kBlock);
+        for (int i = 0; i < size; ++i) {
+            ws[i] = load(w[base + i]);
+            us[i] = update_of(ws[i], load(g[base + i]), m[base + i], v[base + i], c);
+        }
+        int i = 0;
+        for (; i + kLanes <= size; i += kLanes)
+            for (int lane = 0; lane < kLanes; ++lane) {
+                w_lanes[lane] += square(ws[i + lane]);
+                u_lanes[lane] += square(us[i + lane]);
+            }
+        for (; i < size; ++i) {
+            w_lanes[i % kLanes] += square(ws[i]);
+            u_lanes[i % kLanes] += square(us[i]);
+        }
+    }
+    sums[0] = sums[1] = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        sums[0] += w_lanes[lane];
+        sums[1] += u_lanes[lane];
+    }
+}
+
 // The clones: attributes of this kind belong on plain functions, so there is one per type and
 // direction.
 #define SALSA_INSTANTIATE_TRIALS(T, D)                                                            \
@@ -157,6 +188,10 @@ SALSA_INLINE void sgd_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g, 
     SALSA_CLONES void sgd_step_chunk(T* w, const T* from, const T* g, std::int64_t n,             \
                                      const AdamClass& c) {                                        \
         sgd_step_loop<T>(w, from, g, n, c);                                                       \
+    }                                                                                             \
+    SALSA_CLONES void norms_chunk(const T* w, const T* g, const float* m, const float* v,         \
+                                  std::int64_t n, const AdamClass& c, double* sums) {             \
+        norms_loop<T>(w, g, m, v, n, c, sums);                                                    \
     }
 
 SALSA_INSTANTIATE(float)
@@ -184,7 +219,12 @@ void for_each_chunk(const Launch& launch, const Work& work) {
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) {
         const Span span = span_of(launch.chunks, k, 0, 1);
         const Row& row = launch.rows[span.row];
-        if (row.gradient != 0) work(row, launch.classes[row.klass], span, k);
+        if (row.gradient == 0) continue;
+        const AdamClass& c = launch.classes[row.klass];
+        if (launch.ratios == nullptr)
+            work(row, c, span, k);
+        else
+            work(row, trusted(c, launch.ratios[span.row]), span, k);
     }
 }
 
@@ -240,20 +280,31 @@ void sgd_step_of(const Launch& launch) {
     });
 }
 
+template <class T>
+void norms_of(const Launch& launch, double* partials) {
+    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
+                               std::int64_t k) {
+        norms_chunk(at<const T>(row.weight, span.start), at<const T>(row.gradient, span.start),
+                    at<const float>(row.exp_avg, span.start),
+                    at<const float>(row.exp_avg_sq, span.start), span.size, c, partials + 2 * k);
+    });
+}
+
 }  // namespace
 
 double first_trial(const Launch& launch, double* partials) {
     return by_dtype(launch.dtype, [&](auto x) {
         return by_direction(launch.direction, [&](auto along) {
-            return first_trial_of<along(), decltype(x)>(launch, partials);
+            return first_trial_of<kUnscaled<along()>, decltype(x)>(launch, partials);
         });
     });
 }
 
 void next_trial(const Launch& launch) {
     by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction,
-                     [&](auto along) { next_trial_of<along(), decltype(x)>(launch); });
+        by_direction(launch.direction, [&](auto along) {
+            next_trial_of<kUnscaled<along()>, decltype(x)>(launch);
+        });
     });
 }
 
@@ -263,6 +314,21 @@ void adam_step(const Launch& launch) {
 
 void sgd_step(const Launch& launch) {
     by_dtype(launch.dtype, [&](auto x) { sgd_step_of<decltype(x)>(launch); });
+}
+
+void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
+                  float clip) {
+    std::memset(partials, 0, 2 * launch.n_chunks * sizeof(double));
+    by_dtype(launch.dtype, [&](auto x) { norms_of<decltype(x)>(launch, partials); });
+    std::int64_t k = 0;  // chunks are sorted by their rows
+    for (std::int64_t row = 0; row < n_rows; ++row) {
+        double w_squares = 0.0, u_squares = 0.0;
+        for (; k < launch.n_chunks && launch.chunks[k].row == row; ++k) {
+            w_squares += partials[2 * k];
+            u_squares += partials[2 * k + 1];
+        }
+        ratios[row] = trust_ratio(w_squares, u_squares, clip);
+    }
 }
 
 void advise_huge_pages(void* memory, std::int64_t bytes) {

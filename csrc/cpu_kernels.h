@@ -3,6 +3,7 @@
 
 #include "chunks.h"
 #include "directions.h"
+#include "lamb.h"
 #include "storage.h"
 
 namespace salsa::cpu {
@@ -18,6 +19,7 @@ struct Launch {
     bool stream;  // write past the caches: the launch moves more than they hold
     int threads;
     Direction direction = Direction::adam;  // of the trials
+    const float* ratios = nullptr;          // of LAMB's rows, or null
 };
 
 // saved <- w, w <- first trial point.  Returns the slope -<g, d>, added up in fp64 in an order that
@@ -32,6 +34,11 @@ void adam_step(const Launch& launch);
 
 // w <- after the step, from the saved weights or in place.
 void sgd_step(const Launch& launch);
+
+// LAMB's ratio of every row, 1 for one without gradient.  The norms are added up in fp64 in an order
+// that depends on the chunks alone, a pair of partials for each; `launch.ratios` is not used.
+void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
+                  float clip);
 
 // Asks for huge pages under fresh memory: touching it for the first time is then four times faster
 // than with small ones, where a fault for every 4 KiB takes longer than the kernel. A hint only.

@@ -47,6 +47,15 @@ __device__ __forceinline__ void write(T* to, const T (&from)[N]) {
     }
 }
 
+// A row's scalars; LAMB's with the ratio of the row.
+template <Direction D>
+__device__ __forceinline__ AdamClass class_of(const Launch& launch, const Row& row,
+                                              const Span& span) {
+    const AdamClass c = launch.classes[row.klass];
+    if constexpr (D == Direction::lamb) return trusted(c, launch.ratios[span.row]);
+    return c;
+}
+
 // -- reads w, g, v; writes saved, w and a partial slope ---------------------------------------
 
 template <Direction D, int N, class T>
@@ -89,7 +98,7 @@ template <Direction D, class T>
 __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, double* partials) {
     const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
     const Row row = launch.rows[span.row];
-    const AdamClass c = launch.classes[row.klass];
+    const AdamClass c = class_of<D>(launch, row, span);
     double sum = 0.0;
     if (row.gradient != 0) {
         T* w = reinterpret_cast<T*>(row.weight) + span.start;
@@ -128,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
     const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
     const Row row = launch.rows[span.row];
     if (row.gradient == 0) return;
-    const AdamClass c = launch.classes[row.klass];
+    const AdamClass c = class_of<D>(launch, row, span);
     T* w = reinterpret_cast<T*>(row.weight) + span.start;
     const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
     const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
@@ -164,13 +173,13 @@ __device__ __forceinline__ void adam_step_span(T* w, const T* from, const T* g, 
     }
 }
 
-template <class T>
+template <Direction D, class T>
 __global__ void __launch_bounds__(kThreads) adam_step_kernel(Launch launch) {
     if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;  // what is no number, too
     const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
     const Row row = launch.rows[span.row];
     if (row.gradient == 0) return;
-    const AdamClass c = launch.classes[row.klass];
+    const AdamClass c = class_of<D>(launch, row, span);
     T* w = reinterpret_cast<T*>(row.weight) + span.start;
     const T* from = launch.saved == nullptr
                         ? w
@@ -218,6 +227,72 @@ __global__ void __launch_bounds__(kThreads) sgd_step_kernel(Launch launch) {
         sgd_step_span<1>(w, from, g, span.size, c);
 }
 
+// -- LAMB: reads w, g, m, v; adds up squares of w and u, then makes ratios of them --------------
+
+template <int N, class T>
+__device__ __forceinline__ void norms_span(const T* w, const T* g, const float* m, const float* v,
+                                           std::int64_t size, const AdamClass& c, double& w_squares,
+                                           double& u_squares) {
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N];
+        float ms[N], vs[N];
+        read(w + i, ws);
+        read(g + i, gs);
+        read(m + i, ms);
+        read(v + i, vs);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const float weight = load(ws[j]);
+            w_squares += square(weight);
+            u_squares += square(update_of(weight, load(gs[j]), ms[j], vs[j], c));
+        }
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) norms_kernel(Launch launch, double* partials) {
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    double w_squares = 0.0, u_squares = 0.0;
+    if (row.gradient != 0) {
+        const AdamClass c = launch.classes[row.klass];
+        const T* w = reinterpret_cast<const T*>(row.weight) + span.start;
+        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+        const float* m = reinterpret_cast<const float*>(row.exp_avg) + span.start;
+        const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
+        if (span.vectors)
+            norms_span<kVector<T>>(w, g, m, v, span.size, c, w_squares, u_squares);
+        else
+            norms_span<1>(w, g, m, v, span.size, c, w_squares, u_squares);
+    }
+    w_squares = sum_of_block(w_squares);
+    __syncthreads();
+    u_squares = sum_of_block(u_squares);
+    if (threadIdx.x == 0) {
+        partials[2 * blockIdx.x] = w_squares;
+        partials[2 * blockIdx.x + 1] = u_squares;
+    }
+}
+
+// One block for each row.
+__global__ void __launch_bounds__(kThreads)
+    trust_ratios_kernel(const double* partials, const std::int64_t* parts, float clip,
+                        float* ratios) {
+    double w_squares = 0.0, u_squares = 0.0;
+    for (int kind = 0; kind < 2; ++kind) {
+        const std::int64_t end = parts[4 * blockIdx.x + 2 * kind + 1];
+        for (std::int64_t k = parts[4 * blockIdx.x + 2 * kind] + threadIdx.x; k < end;
+             k += kThreads) {
+            w_squares += partials[2 * k];
+            u_squares += partials[2 * k + 1];
+        }
+    }
+    w_squares = sum_of_block(w_squares);
+    __syncthreads();
+    u_squares = sum_of_block(u_squares);
+    if (threadIdx.x == 0) ratios[blockIdx.x] = trust_ratio(w_squares, u_squares, clip);
+}
+
 // -- launching --------------------------------------------------------------------------------
 
 void check(cudaError_t status, const char* what) {
@@ -241,7 +316,7 @@ cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStream_t>(
 void probe(int device) {
     check(cudaSetDevice(device), "cudaSetDevice");
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, adam_step_kernel<float>), "loading the kernels");
+    check(cudaFuncGetAttributes(&attributes, adam_step_kernel<Direction::adam, float>), "loading the kernels");
 }
 
 void first_trial(const Launch& launch, double* partials) {
@@ -269,7 +344,12 @@ void next_trial(const Launch& launch) {
 void adam_step(const Launch& launch) {
     const unsigned blocks = blocks_on_device(launch);
     by_dtype(launch.dtype, [&](auto x) {
-        adam_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+        if (launch.direction == Direction::lamb)
+            adam_step_kernel<Direction::lamb, decltype(x)>
+                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+        else
+            adam_step_kernel<Direction::adam, decltype(x)>
+                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
     });
     check(cudaGetLastError(), "adam_step");
 }
@@ -280,6 +360,18 @@ void sgd_step(const Launch& launch) {
         sgd_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
     });
     check(cudaGetLastError(), "sgd_step");
+}
+
+void trust_ratios(const Launch& launch, double* partials, const std::int64_t* parts,
+                  std::int64_t n_rows, float clip, float* ratios) {
+    const unsigned blocks = blocks_on_device(launch);
+    by_dtype(launch.dtype, [&](auto x) {
+        norms_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+    });
+    check(cudaGetLastError(), "the norms of trust_ratios");
+    trust_ratios_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream_of(launch)>>>(
+        partials, parts, clip, ratios);
+    check(cudaGetLastError(), "trust_ratios");
 }
 
 }  // namespace salsa::cuda

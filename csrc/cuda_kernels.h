@@ -3,6 +3,7 @@
 
 #include "chunks.h"
 #include "directions.h"
+#include "lamb.h"
 #include "storage.h"
 
 namespace salsa::cuda {
@@ -18,7 +19,8 @@ struct Launch {
     Dtype dtype;
     int device;
     void* stream;
-    Direction direction;  // of the trials
+    Direction direction;  // of the trials, and of adam_step whether it is LAMB's
+    const float* ratios;  // of LAMB's rows, else not read
 };
 
 // Loads a kernel on the device: what the driver, or the GPU, has against it is thrown.
@@ -35,6 +37,12 @@ void adam_step(const Launch& launch);
 
 // w <- after the step, from the saved weights or in place.
 void sgd_step(const Launch& launch);
+
+// LAMB's ratio of every row, 1 for one without gradient.  The norms are added up in fp64 in a fixed
+// order: a pair of partials for each chunk, then all of a row's.  parts: of each row four numbers,
+// where its vector chunks begin and end, and where its other chunks do.
+void trust_ratios(const Launch& launch, double* partials, const std::int64_t* parts,
+                  std::int64_t n_rows, float clip, float* ratios);
 
 // All throw std::runtime_error with CUDA's text where a call of its runtime fails.
 

@@ -12,7 +12,7 @@ using salsa::cuda::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int64_t n_vector,
                    Address classes, Address saved, Address skip, int dtype, int device,
-                   Address stream, int direction) {
+                   Address stream, int direction, Address ratios) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -23,7 +23,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int
             static_cast<salsa::Dtype>(dtype),
             device,
             reinterpret_cast<void*>(stream),
-            static_cast<salsa::Direction>(direction)};
+            static_cast<salsa::Direction>(direction),
+            reinterpret_cast<const float*>(ratios)};
 }
 
 }  // namespace
@@ -44,4 +45,13 @@ PYBIND11_MODULE(_native_cuda, module) {
     module.def("next_trial", &salsa::cuda::next_trial, release_gil());
     module.def("adam_step", &salsa::cuda::adam_step, release_gil());
     module.def("sgd_step", &salsa::cuda::sgd_step, release_gil());
+    module.def(
+        "trust_ratios",
+        [](const Launch& launch, Address partials, Address parts, std::int64_t n_rows, float clip,
+           Address ratios) {
+            salsa::cuda::trust_ratios(launch, reinterpret_cast<double*>(partials),
+                                      reinterpret_cast<const std::int64_t*>(parts), n_rows, clip,
+                                      reinterpret_cast<float*>(ratios));
+        },
+        release_gil());
 }

@@ -7,7 +7,7 @@
 
 namespace salsa {
 
-enum class Direction : int { adam = 0, sgd = 1 };
+enum class Direction : int { adam = 0, sgd = 1, lamb = 2 };
 
 template <Direction D>
 using Along = std::integral_constant<Direction, D>;
@@ -16,6 +16,7 @@ using Along = std::integral_constant<Direction, D>;
 template <class Work>
 auto by_direction(Direction direction, const Work& work) {
     if (direction == Direction::sgd) return work(Along<Direction::sgd>{});
+    if (direction == Direction::lamb) return work(Along<Direction::lamb>{});
     return work(Along<Direction::adam>{});
 }
 
@@ -23,7 +24,11 @@ auto by_direction(Direction direction, const Work& work) {
 template <Direction D>
 constexpr bool kHasMoments = D != Direction::sgd;
 
-// -d of a trial.  `v_before` counts for nothing where there are no moments.
+// LAMB's direction is Adam's; a ratio for each row scales it (lamb.h).
+template <Direction D>
+constexpr Direction kUnscaled = D == Direction::lamb ? Direction::adam : D;
+
+// -d of a trial, unscaled.  `v_before` counts for nothing where there are no moments.
 template <Direction D>
 SALSA_INLINE float tried_direction(float g, float v_before, const AdamClass& c) {
     if constexpr (kHasMoments<D>) {

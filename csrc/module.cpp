@@ -11,7 +11,7 @@ using Address = std::uintptr_t;
 using salsa::cpu::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                   Address saved, int dtype, bool stream, int threads, int direction) {
+                   Address saved, int dtype, bool stream, int threads, int direction, Address ratios) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -20,7 +20,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address 
             static_cast<salsa::Dtype>(dtype),
             stream,
             threads,
-            static_cast<salsa::Direction>(direction)};
+            static_cast<salsa::Direction>(direction),
+            reinterpret_cast<const float*>(ratios)};
 }
 
 double first_trial(const Launch& launch, Address partials) {
@@ -65,4 +66,11 @@ PYBIND11_MODULE(_native, module) {
     module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
     module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
     module.def("cpu_sgd_step", &salsa::cpu::sgd_step, release_gil());
+    module.def(
+        "cpu_trust_ratios",
+        [](const Launch& launch, Address partials, Address ratios, std::int64_t n_rows, float clip) {
+            salsa::cpu::trust_ratios(launch, reinterpret_cast<double*>(partials),
+                                     reinterpret_cast<float*>(ratios), n_rows, clip);
+        },
+        release_gil());
 }

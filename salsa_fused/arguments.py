@@ -51,6 +51,14 @@ def check_units(units: Any) -> None:
     _one_of("units", units, get_args(Units))
 
 
+def check_trust_clip(trust_clip: Any) -> None:
+    """Raise ValueError unless it is positive or None."""
+    if trust_clip is not None and not _number("trust_clip", trust_clip) > 0.0:
+        raise ValueError(
+            f"trust_clip must be positive, or None for no bound (plain LAMB), got {trust_clip!r}"
+        )
+
+
 def period_bounds(search_period: Any) -> tuple[int, int] | None:
     """``(L_min, L_max)`` of what the user gave: such a pair, one integer, or None."""
     if search_period is None:

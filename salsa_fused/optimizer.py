@@ -30,7 +30,7 @@ from .line_search import (
 from .replay import Replay
 
 # one per optimizer, not per group
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units")
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
@@ -93,11 +93,17 @@ class FusedSaLSa(Optimizer):
         direction: ``"adam"``, or ``"sgd"``: :math:`d = -g`, and the weights are written with
             :math:`w - lr\,\eta\,(g + \lambda w)`; neither momentum nor any other state of a
             parameter, and :math:`\beta_1, \beta_2` and ``eps`` count for nothing.  Where no group
-            decays and the largest ``lr`` is 1, the accepted trial is the step.
+            decays and the largest ``lr`` is 1, the accepted trial is the step.  ``"lamb"``:
+            Adam's, scaled for each tensor by :math:`r = \min(\|w\| / \|u\|, \text{trust\_clip})`
+            of the step's :math:`u = \hat m / (\sqrt{\hat v} + \epsilon) + \lambda w` (1 where
+            either norm is 0), so that a trial goes along :math:`-r g / (\sqrt{\hat v} +
+            \epsilon)`, and the weights are written with :math:`w - lr\,\eta\,r u`.
         units: ``"all"`` parameters have one step size, or each parameter group is a unit with a
             step size of its own (``"groups"``, PLASLS, arXiv 2403.18506).  The first search that
             is accepted is one for all and gives each unit its step size; after that every search
             moves one unit, in turn.
+        trust_clip: the largest ratio of ``direction="lamb"`` (LAMBC, arXiv 2011.13584; 1 was best
+            there, with ``eps=1e-6``); ``None``: no bound, that is LAMB.
         module: the model: its buffers (BatchNorm's running statistics) are then left by trials as
             the first evaluation left them.
         backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
@@ -141,6 +147,7 @@ class FusedSaLSa(Optimizer):
         max_trials: int = 10,
         direction: Direction = "adam",
         units: Units = "all",
+        trust_clip: float | None = 1.0,
         module: nn.Module | None = None,
         backend: str | None = None,
         maximize: bool = False,
@@ -163,6 +170,7 @@ class FusedSaLSa(Optimizer):
         settings = arguments.as_plain_numbers(settings)
         arguments.check_direction(direction)
         arguments.check_units(units)
+        arguments.check_trust_clip(trust_clip)
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         defaults = {
@@ -173,6 +181,7 @@ class FusedSaLSa(Optimizer):
             "maximize": bool(maximize),
             "direction": direction,
             "units": units,
+            **arguments.as_plain_numbers({"trust_clip": trust_clip}),
             **settings,
         }
         self.module = module

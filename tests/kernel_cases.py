@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIRECTIONS = get_args(Direction)
 GROUP = {
     **{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
-    **{"maximize": False, "direction": "adam"},
+    **{"maximize": False, "direction": "adam", "trust_clip": 1.0},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from reference import ReferenceSaLSa
+from reference import ReferenceSaLSa, UnitSearch, reference_class
 from torch import Tensor
 
 from salsa_fused import FusedSaLSa
@@ -91,7 +91,11 @@ def both(problem, optimizer_class=FusedSaLSa, dtype=torch.float64, groups=GROUPS
     torch_groups = [{**group, "params": [weights[i] for i in group["params"]]} for group in groups]
     optimizer = optimizer_class(torch_groups, check_replay=False, **keywords)
     settings = dict(zip(SearchSettings._fields, optimizer._line_search().settings))
-    return weights, optimizer, ReferenceSaLSa(start, groups, **settings)
+    first = optimizer.param_groups[0]
+    if first["direction"] == "lamb":
+        settings["trust_clip"] = first["trust_clip"]
+    reference = reference_class(first["direction"], first["units"])
+    return weights, optimizer, reference(start, groups, **settings)
 
 
 def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
@@ -104,11 +108,19 @@ def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
         "L": "period",
         "E_fast": "fast_mean",
         "E_slow": "slow_mean",
-        "since_search": "steps_since_search",
         **{name: name for name in ("steps", "located", "accepted_once", "skipped_steps")},
     }
     for name, ours in names.items():
         setattr(reference, name, group[ours])
+    since = "steps_since_search"
+    reference.since_search = min(group[since] for group in optimizer.param_groups)
+    if isinstance(reference, UnitSearch):
+        reference.next_unit = group["next_unit"]
+        own = ("eta", "h", "s", "E_fast", "E_slow", "located")
+        for group, unit in zip(optimizer.param_groups, reference.units):
+            unit.since_search = group[since]
+            for name in own:
+                setattr(unit, name, group[names[name]])
     for i, weight in enumerate(weights):
         reference.params[i] = weight.detach().double().numpy().copy()
         if entry := optimizer.state.get(weight):
@@ -123,6 +135,13 @@ def distance(weights: list[Tensor], reference: ReferenceSaLSa) -> float:
         float(np.abs(w.detach().double().numpy() - r).max() / max(1.0, np.abs(r).max()))
         for w, r in zip(weights, reference.params)
     )
+
+
+def step_sizes(reference: ReferenceSaLSa) -> list[float]:
+    """One for each group."""
+    if isinstance(reference, UnitSearch):
+        return reference.etas
+    return [reference.eta] * len(reference.groups)
 
 
 def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **keywords) -> set:
@@ -140,6 +159,8 @@ def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **ke
             found, expected = (last.outcome, last.trials), (record.outcome, len(record.trials))
             assert found == expected, f"step {step}: outcome and trials"
             outcomes.add(last.outcome)
-        assert abs(optimizer.step_size / reference.eta - 1.0) < tolerance, f"step {step}: step size"
+            assert last.unit == record.unit, f"step {step}: unit"
+        for group, eta in zip(optimizer.param_groups, step_sizes(reference)):
+            assert abs(group["step_size"] / eta - 1.0) < tolerance, f"step {step}: step size"
         assert distance(weights, reference) < tolerance, f"step {step}: weights"
     return outcomes

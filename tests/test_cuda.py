@@ -141,7 +141,8 @@ def deterministic():
 
 @on_every_backend
 @pytest.mark.parametrize(
-    "keywords", [{}, {"search_period": 1, "weight_decay": 0.1}, {"direction": "sgd"}]
+    "keywords",
+    [{}, {"search_period": 1, "weight_decay": 0.1}, {"direction": "sgd"}, {"direction": "lamb"}],
 )
 def test_a_run_takes_the_same_steps_as_the_reference(keywords, backend, deterministic):
     ours, theirs = (train(60, name, **keywords) for name in (backend, "reference"))

@@ -19,7 +19,10 @@ from salsa_fused.kernels import native_cuda
 CSRC = Path(__file__).parent.parent / "csrc"
 
 
-SGD_ACCESSES = {"sgd's first_trial": (2, 2), "sgd's next_trial": (2, 1), "sgd_step": (2, 1)}
+OTHER_ACCESSES = {
+    **{"sgd's first_trial": (2, 2), "sgd's next_trial": (2, 1), "sgd_step": (2, 1)},
+    **{"trust_ratios": (0, 0)},
+}
 
 # -- machine code -----------------------------------------------------------------------------
 
@@ -36,10 +39,11 @@ def dump(option):
 
 
 def kernel_name(mangled):
-    kernel = re.search(r"(first_trial|next_trial|adam_step|sgd_step)_kernel", mangled)[1]
-    if kernel.endswith("_trial"):
-        direction = int(re.search(r"DirectionE(\d)E", mangled)[1])
-        kernel = ("", "sgd's ")[direction] + kernel
+    kernel = re.search(
+        r"(first_trial|next_trial|adam_step|sgd_step|norms|trust_ratios)_kernel", mangled
+    )[1]
+    if direction := re.search(r"DirectionE(\d)E", mangled):
+        kernel = ("", "sgd's ", "lamb's ")[int(direction[1])] + kernel
     dtype = "bf16" if "bf16" in mangled else "fp16" if "fp16" in mangled else "fp32"
     return kernel, dtype
 
@@ -62,11 +66,12 @@ def test_accesses_and_spills():
     code = by_kernel(dump("-sass"))
     wanted = [int(a.replace(".", "")) for a in native_cuda.module.architectures.split(",")]
     assert sorted({architecture for architecture, *_ in code}) == sorted(wanted)
-    assert len(code) == 3 * 6 * len(wanted)
+    assert len(code) == (3 * 10 + 1) * len(wanted)
     for (architecture, kernel, dtype), text in code.items():
         label = f"{kernel} {dtype} sm_{architecture}"
         width = dtype if dtype == "fp32" else "16"
-        loads, stores = SGD_ACCESSES.get(kernel) or ACCESSES[kernel, width]
+        of_adam = ACCESSES.get((kernel.removeprefix("lamb's "), width))
+        loads, stores = of_adam or OTHER_ACCESSES.get(kernel) or (4 if width == "fp32" else 6, 0)
         found = len(re.findall(r"\bLDG\.E\.128", text)), len(re.findall(r"\bSTG\.E\.128", text))
         # a loop that the compiler unrolls has them several times
         assert found[0] >= loads and found[0] * stores == found[1] * loads, label
@@ -100,6 +105,7 @@ def test_rounding():
 SHIM = r"""
 #include "chunks.h"
 #include "directions.h"
+#include "lamb.h"
 #include "storage.h"
 using namespace salsa;
 extern "C" void spans(const std::int64_t* chunks, std::int64_t n, std::int64_t n_vector,
@@ -113,10 +119,11 @@ extern "C" void spans(const std::int64_t* chunks, std::int64_t n, std::int64_t n
     }
 }
 template <class T>
-void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, T* sgd,
+void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, T* sgd, T* update,
           const AdamClass& c) {
     for (std::int64_t i = 0; i < n; ++i) {
         const float gradient = load(g[i]);
+        update[i] = Stored<T>::from(update_of(load(w[i]), gradient, m[i], v[i], c));
         sgd[i] = Stored<T>::from(sgd_weight(load(w[i]), gradient, c));
         trial[i] = Stored<T>::from(trial_point(load(w[i]), trial_direction(gradient, v[i], c), c));
         m[i] = first_moment(m[i], gradient, c);
@@ -125,10 +132,10 @@ void step(std::int64_t n, T* w, const T* g, float* m, float* v, T* trial, T* sgd
     }
 }
 extern "C" void elements(int dtype, std::int64_t n, void* w, void* g, float* m, float* v,
-                         void* trial, void* sgd, const AdamClass* c) {
-    if (dtype == 0) step(n, (float*)w, (float*)g, m, v, (float*)trial, (float*)sgd, *c);
-    if (dtype == 1) step(n, (bf16*)w, (bf16*)g, m, v, (bf16*)trial, (bf16*)sgd, *c);
-    if (dtype == 2) step(n, (fp16*)w, (fp16*)g, m, v, (fp16*)trial, (fp16*)sgd, *c);
+                         void* t, void* s, void* u, const AdamClass* c) {
+    if (dtype == 0) step(n, (float*)w, (float*)g, m, v, (float*)t, (float*)s, (float*)u, *c);
+    if (dtype == 1) step(n, (bf16*)w, (bf16*)g, m, v, (bf16*)t, (bf16*)s, (bf16*)u, *c);
+    if (dtype == 2) step(n, (fp16*)w, (fp16*)g, m, v, (fp16*)t, (fp16*)s, (fp16*)u, *c);
 }
 """
 
@@ -217,8 +224,7 @@ def test_nvcc_compiles_the_header_to_the_same_bits(dtype, cxx, nvcc):
     for library in (cxx, nvcc):
         w, g = (random_bits(10_007, dtype, seed) for seed in (1, 2))
         m, v = random_bits(10_007, 0, 3), np.abs(random_bits(10_007, 0, 4))
-        trial, sgd = np.zeros_like(w), np.zeros_like(w)
-        arrays = (w, g, m, v, trial, sgd, classes)
+        arrays = (w, g, m, v, *[np.zeros_like(w) for _ in range(3)], classes)
         library.elements(dtype, ctypes.c_int64(10_007), *map(pointer, arrays))
-        results.append([array.tobytes() for array in (w, m, v, trial, sgd)])
+        results.append([array.tobytes() for array in arrays])
     assert results[0] == results[1]

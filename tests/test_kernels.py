@@ -227,6 +227,7 @@ def test_weights_that_move_during_the_search_of_a_unit():
 # -- every instruction set --------------------------------------------------------------------
 
 SHIM = r"""
+#include <cmath>
 #include "cpu_kernels.h"
 #include "storage.h"
 using namespace salsa;
@@ -238,7 +239,12 @@ extern "C" double run(int kernel, int direction, int dtype, int stream, std::int
                              stream != 0, 1, Direction(direction)};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);
-    if (kernel == 2) direction == 0 ? cpu::adam_step(launch) : cpu::sgd_step(launch);
+    if (kernel == 2) direction == 1 ? cpu::sgd_step(launch) : cpu::adam_step(launch);
+    if (kernel == 3) {
+        float ratio;
+        cpu::trust_ratios(launch, partials, &ratio, 1, INFINITY);
+        return ratio;
+    }
     return 0.0;
 }
 template <class T>
@@ -285,17 +291,17 @@ def test_bits_whatever_the_instruction_set(dtype, direction, instruction_sets):
             rows = np.array([[x.ctypes.data for x in (w, g, m, v)] + [0, 0]], dtype=np.int64)
             chunks = np.array([[0, 0, 600], [0, 600, 1003]], dtype=np.int64)
             scalars = [0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1]
-            classes, partials = np.array(scalars, dtype=np.float32), np.zeros(2)
+            classes, partials = np.array(scalars, dtype=np.float32), np.zeros(4)
             arrays = (rows, chunks, classes, saved, partials)
             pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays]
             pointers.insert(2, ctypes.c_int64(2))
             seen = []
-            for kernel in range(3):
+            for kernel in (3, 0, 1, 2):
                 slope = library.run(kernel, direction, dtype, stream, *pointers)
                 seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
             results[name, stream] = seen
     first = results["sse2", 0]
-    assert len({first[1], first[11]}) == 2  # they are not all the same for want of an effect
+    assert len({first[1], first[16]}) == 2  # they are not all the same for want of an effect
     assert all(seen == first for seen in results.values())
 
 

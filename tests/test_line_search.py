@@ -120,7 +120,7 @@ def test_a_rejection_shrinks_and_leaves_h_and_s_alone():
     after = done.finish()
     assert after.smoothed_decrease == approx(smooth(0.2, 1.0 - GOOD))  # of the accepted trial alone
     assert after.smoothed_slope == approx(smooth(1.0, 1.0))
-    assert done.result == (3, "accepted", 1.0, GOOD, 1.0, after.step_size)
+    assert done.result == (3, "accepted", 1.0, GOOD, 1.0, after.step_size, None)
 
 
 def test_there_is_no_state_before_the_end():

@@ -63,6 +63,28 @@ def test_accesses_spills_and_rounding_of_sgd(kernel, keywords, dtype, architectu
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("kernel", [*KERNELS, "norms"])
+def test_accesses_spills_and_rounding_of_lamb(kernel, dtype, architecture):
+    made = of(kernel, dtype, architecture, direction="lamb")
+    sixteen = dtype != "fp32"
+    loads, stores = ACCESSES.get((kernel, "16" if sixteen else "fp32"), (6 if sixteen else 4, 0))
+    assert (made.vector_loads, made.vector_stores) == (loads, stores)
+    assert made.spills == 0
+    assert made.registers <= 64
+    assert not re.findall(r"\b(?:fma|mad)\.rn\.f(?:32|64)\b", made.ptx)
+    assert ".ftz" not in made.ptx
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_ratios_of_lamb(architecture):
+    made = of("trust_ratios", "fp32", architecture, direction="lamb")
+    assert made.spills == 0
+    assert made.ptx_count("sqrt.rn.f64") == 2 and made.ptx_count("div.rn.f64") == 1
+    assert not re.findall(r"\b(?:fma|mad)\.rn\.f(?:32|64)\b", made.ptx)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("kernel", "keywords"), CASES)
 def test_rounding(kernel, keywords, architecture):
     made = of(kernel, "fp32", architecture, **keywords)

@@ -27,6 +27,7 @@ from kernel_cases import (
     two_groups,
 )
 from models import make_closure, make_net
+from test_family_trajectories import SYSTEMS, follow_in_fp32
 
 from salsa_fused import FusedSaLSa
 from salsa_fused.kernels import BACKENDS, Table
@@ -137,8 +138,19 @@ def test_the_slope_repeats_bit_for_bit():
         assert len(slopes) == 1
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_follows_its_reference(name):
+    assert follow_in_fp32(name, "triton", 15) < 3
+
+
 @pytest.mark.parametrize(
-    "keywords", [{}, {"search_period": 1, "weight_decay": 0.1}, {"direction": "sgd"}]
+    "keywords",
+    [
+        {},
+        {"search_period": 1, "weight_decay": 0.1},
+        {"direction": "sgd"},
+        {"direction": "lamb", "weight_decay": 0.1},
+    ],
 )
 def test_a_run_takes_the_same_steps(keywords):
     """50 steps on real losses: every step size, every weight, every moment."""

@@ -31,6 +31,8 @@ class DeviceCopy:
     rows_of: tuple[int, Any] | None = None
     chunks: dict[Part, Tensor] = field(default_factory=dict)
     chunks_of: dict[Part, tuple[int, Any]] = field(default_factory=dict)
+    parts: Tensor | None = None  # where each row's chunks are
+    parts_of: tuple[int, Any] | None = None
 
 
 def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +49,16 @@ def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor
         copy.chunks[part] = send(launch.raw_chunks, launch.device)
         copy.chunks_of[part] = (launch.chunks_version, stream)
     return copy.rows, copy.chunks[part], send(launch.raw_classes, launch.device)
+
+
+def parts_on_device(launch: Launch) -> Tensor:
+    """``launch.raw_parts`` on its device, for launches on the current stream."""
+    copy = launch.device_copy = launch.device_copy or DeviceCopy()
+    with on_device(launch.device) as stream:
+        if copy.parts is None or copy.parts_of != (launch.chunks_version, stream):
+            copy.parts = send(launch.raw_parts, launch.device)
+            copy.parts_of = (launch.chunks_version, stream)
+    return copy.parts
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

@@ -7,9 +7,11 @@ kernel          reads                 writes                                    
 `next_trial`    saved, g, v           w (next trial point)                        16
 `adam_step`     saved or w, g, m, v   m, v, w                                     28
 `sgd_step`      saved or w, g         w                                           12
+`trust_ratios`  w, g, m, v            one number for each row                     16
 ==============  ====================  ==========================================  ==============
 
-SGD's trials read no ``v`` (there is none) and move 4 bytes less.
+LAMB takes Adam's kernels; its ratios, made once in a step before anything moves, scale them row by
+row.  SGD's trials read no ``v`` (there is none) and move 4 bytes less.
 
 The moments are deferred: a trial computes ``v`` after this step's update on the fly, and only
 ``adam_step`` writes ``m`` and ``v``.  So ``w <- saved`` undoes a search completely.
@@ -18,7 +20,7 @@ The moments are deferred: a trial computes ``v`` after this step's update on the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from .launch import Launch
 
 
-Direction = Literal["adam", "sgd"]  # what is tried, and with momentum applied
+Direction = Literal["adam", "sgd", "lamb"]  # what is tried, and with momentum applied
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)  # as `Direction` in csrc/directions.h
 
 
 class AdamClass(NamedTuple):
@@ -85,3 +88,11 @@ class Backend(Protocol):
 
     def sgd_step(self, launch: Launch) -> Callable[[], None]:
         """``w <-`` after the step of SGD; the rest as with :meth:`adam_step`."""
+
+    def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
+        """LAMB's ``r = min(||w|| / ||u||, clip)`` of every row, on the launch's device.
+
+        ``u`` is what the final write subtracts a multiple of; 1 where either norm is 0.  In the
+        precision of the arithmetic, of sums in float64 in an order that does not change from run
+        to run.  Nothing waits for it; ``launch.ratios`` are those that the other kernels use.
+        """

@@ -8,6 +8,7 @@ attribute of a tensor takes 50 ns to read.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -97,6 +98,7 @@ class Launch:
     device_copy: Any = None  # what a backend keeps of this table on its device
     saved_size: int = 0  # elements
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
+    ratios: Tensor | None = None  # LAMB's, one for each row; only during a step
     skip: Tensor | None = None  # one fp32 on the device: not 0, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
 
@@ -152,6 +154,20 @@ class Launch:
                 found.extend(chunks[start : start + CHUNK_FIELDS])
                 vectors += start < n_vector * CHUNK_FIELDS
         return found, vectors
+
+    @property
+    def raw_parts(self) -> array[int]:
+        """Where the vector chunks of each row begin and end in the list, and its other chunks."""
+        chunks, n_vector = self.parts[None, False]
+        rows = chunks[::CHUNK_FIELDS]
+        vectors, others = rows[:n_vector], rows[n_vector:]  # sorted
+        parts = array("q")
+        for row in range(len(self.weights)):
+            parts.extend((bisect_left(vectors, row), bisect_right(vectors, row)))
+            parts.extend(
+                (n_vector + bisect_left(others, row), n_vector + bisect_right(others, row))
+            )
+        return parts
 
     def is_selected(self, row: int) -> bool:
         """Whether kernels go over this row."""
@@ -433,7 +449,7 @@ class Launch:
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
-        self.saved = self.skip = None
+        self.saved = self.skip = self.ratios = None
         if self.unit is not None:
             self.select(None)
         self.gradients = [None] * len(self.weights)

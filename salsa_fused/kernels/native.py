@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
 
@@ -85,6 +86,14 @@ class NativeBackend:
     def sgd_step(self, launch: Launch) -> Callable[[], None]:
         return _ready_unless_skipped("cpu_sgd_step", launch)
 
+    def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
+        partials = array("d", bytes(16 * launch.n_chunks))
+        n_rows = len(launch.weights)
+        ratios = torch.empty(n_rows, dtype=torch.float32, device="cpu")
+        to = (partials.buffer_info()[0], ratios.data_ptr())
+        _ready("cpu_trust_ratios", launch, *to, n_rows, clip, writes=False)()
+        return ratios
+
 
 def _ready_unless_skipped(kernel: str, launch: Launch) -> Callable[[], None]:
     if launch.skip is not None and launch.skip.item() != 0.0:
@@ -92,8 +101,11 @@ def _ready_unless_skipped(kernel: str, launch: Launch) -> Callable[[], None]:
     return _ready(kernel, launch)
 
 
-def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], Any]:
+def _ready(
+    kernel: str, launch: Launch, *arguments: float, writes: bool = True
+) -> Callable[[], Any]:
     """What is returned runs the kernel on what the launch is now."""
+    weights = launch.stepped if writes else []
     assert module is not None
     classes = launch.raw_classes  # it has to live as long as the kernel runs
     native_launch = module.CpuLaunch(
@@ -105,10 +117,11 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], Any]:
         FAST_DTYPES.index(launch.dtype),
         launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
-        launch.direction == "sgd",
+        DIRECTIONS.index(launch.direction),
+        0 if launch.ratios is None else launch.ratios.data_ptr(),
     )
     run = partial(getattr(module, kernel), native_launch, *arguments)
-    return partial(_run, run, launch.stepped, (classes, launch.saved))
+    return partial(_run, run, weights, (classes, launch.saved, launch.ratios))
 
 
 def _run(run: Callable[[], Any], weights: list[Tensor], held: object) -> Any:

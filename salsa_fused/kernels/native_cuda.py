@@ -13,7 +13,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .device_copy import on_device, table_on_device
+from .device_copy import on_device, parts_on_device, table_on_device
+from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
 from .native import reason_of_build
@@ -69,6 +70,15 @@ class NativeCudaBackend:
     def sgd_step(self, launch: Launch) -> Callable[[], None]:
         return _ready("sgd_step", launch)
 
+    def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
+        n_rows = len(launch.weights)
+        partials = torch.empty(2 * launch.n_chunks, dtype=torch.float64, device=launch.device)
+        ratios = torch.empty(n_rows, dtype=torch.float32, device=launch.device)
+        parts = parts_on_device(launch)
+        arguments = (partials.data_ptr(), parts.data_ptr(), n_rows, clip, ratios.data_ptr())
+        _ready("trust_ratios", launch, *arguments, writes=False)()
+        return ratios
+
 
 @cache
 def launch_failure(device: torch.device) -> str | None:
@@ -85,7 +95,9 @@ def launch_failure(device: torch.device) -> str | None:
     return None
 
 
-def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
+def _ready(
+    kernel: str, launch: Launch, *arguments: float, writes: bool = True
+) -> Callable[[], None]:
     """Send the table; what is returned launches."""
     assert module is not None
     with on_device(launch.device) as stream:
@@ -101,11 +113,13 @@ def _ready(kernel: str, launch: Launch, *arguments: int) -> Callable[[], None]:
         FAST_DTYPES.index(launch.dtype),
         launch.device.index or 0,
         stream or 0,
-        launch.direction == "sgd",
+        DIRECTIONS.index(launch.direction),
+        0 if launch.ratios is None else launch.ratios.data_ptr(),
     )
-    held = (rows, chunks, classes, launch.saved, launch.skip)  # until the launch is queued
+    # until the launch is queued
+    held = (rows, chunks, classes, launch.saved, launch.skip, launch.ratios)
     run = partial(getattr(module, kernel), native_launch, *arguments)
-    return partial(_write, run, launch.device, launch.stepped, held)
+    return partial(_write, run, launch.device, launch.stepped if writes else [], held)
 
 
 def _write(

@@ -35,25 +35,24 @@ class ReferenceBackend:
         launch.moved = True
         for row in _rows(launch):
             d = _trial_direction(launch, row)
-            row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.c.step)))
-            slope += row.g.mul(d).to(slope.dtype).sum() * row.c.slope_scale
+            row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.step)))
+            slope += row.g.mul(d).to(slope.dtype).sum() * row.slope_scale
         return slope
 
     def next_trial(self, launch: Launch) -> None:
         for row in _rows(launch):
             w = launch.saved_view(row.number).to(row.g.dtype)
-            row.weight.copy_(w.sub(_trial_direction(launch, row).mul(row.c.step)))
+            row.weight.copy_(w.sub(_trial_direction(launch, row).mul(row.step)))
 
     def adam_step(self, launch: Launch) -> Callable[[], None]:
         written: list[tuple[Tensor, Tensor]] = []
         for row in _rows(launch):
             g, c = row.g, row.c
             exp_avg, exp_avg_sq = row.moments
-            m = exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
+            m = _first_moment(exp_avg, g, c)
             v = _second_moment(exp_avg_sq, g, c)
             w = _before(launch, row)
-            d = m.mul(c.inv_bias1).div_(_preconditioner(v, c))
-            w = w.sub(d.add_(w.mul(c.weight_decay)).mul_(c.step))
+            w = w.sub(_update(w, m, v, c).mul_(row.step))
             written += [(row.weight, w), (exp_avg, m), (exp_avg_sq, v)]
         return _write_unless_skipped(launch, written)
 
@@ -62,8 +61,22 @@ class ReferenceBackend:
         for row in _rows(launch):
             w = _before(launch, row)
             d = row.g.add(w.mul(row.c.weight_decay))
-            written.append((row.weight, w.sub(d.mul_(row.c.step))))
+            written.append((row.weight, w.sub(d.mul_(row.step))))
         return _write_unless_skipped(launch, written)
+
+    def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
+        dtype = compute_dtype(launch.dtype)
+        ratios = torch.ones(len(launch.weights), dtype=dtype, device=launch.device)
+        for row in _rows(launch):
+            exp_avg, exp_avg_sq = row.moments
+            w = row.weight.to(dtype)
+            m = _first_moment(exp_avg, row.g, row.c)
+            u = _update(w, m, _second_moment(exp_avg_sq, row.g, row.c), row.c)
+            w_norm, u_norm = (x.to(_widest(x.device)).square().sum().sqrt() for x in (w, u))
+            ratio = w_norm.div(u_norm).to(dtype).clamp(max=clip)
+            ratio = torch.where((w_norm == 0.0) | (u_norm == 0.0), 1.0, ratio)
+            ratios[row.number] = ratio
+        return ratios
 
 
 class _Row(NamedTuple):
@@ -73,6 +86,15 @@ class _Row(NamedTuple):
     exp_avg: Tensor | None  # SGD has neither
     exp_avg_sq: Tensor | None
     c: AdamClass
+    ratio: Tensor | None  # LAMB's
+
+    @property
+    def step(self) -> float | Tensor:
+        return self.c.step if self.ratio is None else self.ratio * self.c.step
+
+    @property
+    def slope_scale(self) -> float | Tensor:
+        return self.c.slope_scale if self.ratio is None else self.ratio * self.c.slope_scale
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -95,6 +117,7 @@ def _rows(launch: Launch) -> Iterator[_Row]:
                 launch.exp_avgs[index],
                 launch.exp_avg_sqs[index],
                 classes[launch.klass[index]],
+                None if launch.ratios is None else launch.ratios[index],
             )
 
 
@@ -123,6 +146,15 @@ def _write_unless_skipped(
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _first_moment(exp_avg: Tensor, g: Tensor, c: AdamClass) -> Tensor:
+    return exp_avg.mul(c.beta1).add_(g.mul(c.one_minus_beta1))
+
+
+def _update(w: Tensor, m: Tensor, v: Tensor, c: AdamClass) -> Tensor:
+    """The bracket of equation (2), with decay; LAMB's u."""
+    return m.mul(c.inv_bias1).div_(_preconditioner(v, c)).add_(w.mul(c.weight_decay))
 
 
 def _second_moment(exp_avg_sq: Tensor, g: Tensor, c: AdamClass) -> Tensor:

@@ -67,6 +67,7 @@ class Table:
         """
         self._set_classes(groups, step_size, trial=True)
         self._follow()
+        self._trust(groups)
         moving = [launch for launch in self.launches if unit is None or unit in launch.groups]
         for launch in moving:
             launch.select(unit)
@@ -95,6 +96,7 @@ class Table:
         searched = any(launch.moved for launch in self.launches)
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
+        self._trust(groups)
         made = [False] * len(self.launches)
         if searched and not self._follow():
             made = list(map(_stands_at_the_step, self.launches, tried))
@@ -107,6 +109,15 @@ class Table:
                 write()
             launch.moved = False
         forget_cached_weights()
+
+    def _trust(self, groups: Groups) -> None:
+        """LAMB's ratios, once in a step: at the weights before it."""
+        if self._direction == "lamb":
+            clip = groups[0]["trust_clip"]
+            for launch in self.launches:
+                if launch.ratios is None:
+                    bound = math.inf if clip is None else clip
+                    launch.ratios = launch.backend.trust_ratios(launch, bound)
 
     def largest_gradients(self) -> list[Tensor]:
         """The largest absolute value among each launch's gradients, on its device.
@@ -245,7 +256,7 @@ def _sgd_class(
 
 
 NO_CLASS = AdamClass(*[0.0] * len(AdamClass._fields))
-CLASSES = {"adam": _adam_class, "sgd": _sgd_class}
+CLASSES = {"adam": _adam_class, "sgd": _sgd_class, "lamb": _adam_class}
 
 
 def _stands_at_the_step(launch: Launch, tried: list[AdamClass]) -> bool:

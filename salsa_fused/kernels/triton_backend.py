@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_copy import on_device, table_on_device
+from .device_copy import on_device, parts_on_device, table_on_device
 from .launch import Launch
 from .layout import unfit_for_fast_kernels
 
@@ -39,22 +39,33 @@ class TritonBackend:
 
     def first_trial(self, launch: Launch) -> Tensor:
         partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
-        _ready("first_trial", launch, launch.saved, partials, DIRECTION=launch.direction)()
+        tensors = launch.saved, launch.ratios, partials
+        _ready("first_trial", launch, *tensors, DIRECTION=launch.direction)()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
 
     def next_trial(self, launch: Launch) -> None:
-        _ready("next_trial", launch, launch.saved, DIRECTION=launch.direction)()
+        _ready("next_trial", launch, launch.saved, launch.ratios, DIRECTION=launch.direction)()
 
     def adam_step(self, launch: Launch) -> Callable[[], None]:
-        return _ready("adam_step", launch, launch.saved, launch.skip)
+        return _ready("adam_step", launch, launch.saved, launch.ratios, launch.skip)
 
     def sgd_step(self, launch: Launch) -> Callable[[], None]:
         return _ready("sgd_step", launch, launch.saved, launch.skip)
 
+    def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
+        device = launch.device
+        partials = torch.empty(2 * launch.n_chunks, dtype=torch.float64, device=device)
+        ratios = torch.empty(len(launch.weights), dtype=torch.float32, device=device)
+        _ready("norms", launch, partials, writes=False)()
+        arguments = (partials, parts_on_device(launch), clip, ratios)
+        with on_device(device):
+            start(_kernels().trust_ratios, len(launch.weights), arguments, _options())
+        return ratios
+
 
 def _ready(
-    name: str, launch: Launch, *tensors: Tensor | None, **constants: str
+    name: str, launch: Launch, *tensors: Tensor | None, writes: bool = True, **constants: str
 ) -> Callable[[], None]:
     """Send the table and compile the kernel; what is returned launches it."""
     kernel, device = getattr(_kernels(), name), launch.device
@@ -66,7 +77,7 @@ def _ready(
         if variant not in _compiled:
             compile_only(kernel, arguments, constants)
             _compiled.add(variant)
-    programs, weights = launch.n_chunks, launch.stepped
+    programs, weights = launch.n_chunks, launch.stepped if writes else []
 
     def write() -> None:
         # autograd does not see writes through addresses
@@ -96,6 +107,12 @@ def _constants(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "DTYPE": _kernels().DTYPES[dtype],
         "VECTOR": TritonBackend.vector_bytes // dtype.itemsize,
+        **_options(),
+    }
+
+
+def _options() -> dict[str, Any]:
+    return {
         "THREADS": THREADS,
         "num_warps": THREADS // 32,
         "enable_fp_fusion": False,  # fma would give other bits than every other backend

@@ -111,6 +111,12 @@ def scalars_of(classes, row):
 
 
 @triton.jit
+def ratio_of(ratios, chunks, number):
+    """LAMB's, of the row of a chunk."""
+    return tl.load(ratios + tl.load(chunks + number * CHUNK_FIELDS))
+
+
+@triton.jit
 def store(pointer, x, mask, DTYPE: tl.constexpr):
     """Round to nearest, ties to even."""
     if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
@@ -125,11 +131,15 @@ def store(pointer, x, mask, DTYPE: tl.constexpr):
 
 @triton.jit
 def first_trial_chunk(
-    rows, chunks, classes, saved, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
+    rows, chunks, classes, saved, ratios, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
     BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
     _, _, beta2, one_minus_beta2, _, inv_root_bias2, eps, _, step, scale = scalars_of(classes, row)
+    if ratios is not None:
+        ratio = ratio_of(ratios, chunks, number)
+        step *= ratio
+        scale *= ratio
     w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
     g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
     v_at = pointer_to(tl.load(row + EXP_AVG_SQ), start, tl.float32, UNIT)
@@ -158,17 +168,17 @@ def first_trial_chunk(
 
 @triton.jit(do_not_specialize=["n_vector"])
 def first_trial(
-    rows, chunks, classes, saved, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    rows, chunks, classes, saved, ratios, partials, n_vector, DTYPE: tl.constexpr,
+    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < n_vector:
         slope = first_trial_chunk(
-            rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
+            rows, chunks, classes, saved, ratios, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
         )
     else:
         slope = first_trial_chunk(
-            rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
+            rows, chunks, classes, saved, ratios, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
         )
     tl.store(partials + number, slope)
 
@@ -178,11 +188,13 @@ def first_trial(
 
 @triton.jit
 def next_trial_chunk(
-    rows, chunks, classes, saved, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
+    rows, chunks, classes, saved, ratios, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
     BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
     _, _, beta2, one_minus_beta2, _, inv_root_bias2, eps, _, step, _ = scalars_of(classes, row)
+    if ratios is not None:
+        step *= ratio_of(ratios, chunks, number)
     w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
     g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
     v_at = pointer_to(tl.load(row + EXP_AVG_SQ), start, tl.float32, UNIT)
@@ -205,17 +217,17 @@ def next_trial_chunk(
 
 @triton.jit(do_not_specialize=["n_vector"])
 def next_trial(
-    rows, chunks, classes, saved, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    rows, chunks, classes, saved, ratios, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
     THREADS: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < n_vector:
         next_trial_chunk(
-            rows, chunks, classes, saved, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
+            rows, chunks, classes, saved, ratios, number, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION
         )
     else:
         next_trial_chunk(
-            rows, chunks, classes, saved, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
+            rows, chunks, classes, saved, ratios, number, DTYPE, 1, SCALARS * THREADS, DIRECTION
         )
 
 
@@ -224,7 +236,7 @@ def next_trial(
 
 @triton.jit
 def adam_step_chunk(
-    rows, chunks, classes, saved, skip, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
+    rows, chunks, classes, saved, ratios, skip, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, start, size = chunk_bounds(rows, chunks, number, UNIT)
@@ -234,6 +246,8 @@ def adam_step_chunk(
         beta1, one_minus_beta1, beta2, one_minus_beta2, inv_bias1, inv_root_bias2, eps,
         weight_decay, step, _,
     ) = scalars_of(classes, row)  # fmt: skip
+    if ratios is not None:
+        step *= ratio_of(ratios, chunks, number)
     w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
     g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
     m_at = pointer_to(tl.load(row + EXP_AVG), start, tl.float32, UNIT)
@@ -259,14 +273,18 @@ def adam_step_chunk(
 
 @triton.jit(do_not_specialize=["n_vector"])
 def adam_step(
-    rows, chunks, classes, saved, skip, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr,
+    rows, chunks, classes, saved, ratios, skip, n_vector, DTYPE: tl.constexpr,
+    VECTOR: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
     if number < n_vector:
-        adam_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, VECTOR, VECTOR * THREADS)
+        adam_step_chunk(
+            rows, chunks, classes, saved, ratios, skip, number, DTYPE, VECTOR, VECTOR * THREADS
+        )
     else:
-        adam_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, 1, SCALARS * THREADS)
+        adam_step_chunk(
+            rows, chunks, classes, saved, ratios, skip, number, DTYPE, 1, SCALARS * THREADS
+        )
 
 
 # -- sgd_step: reads saved or w, and g; writes w -----------------------------------------------
@@ -307,3 +325,82 @@ def sgd_step(
         sgd_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, VECTOR, VECTOR * THREADS)
     else:
         sgd_step_chunk(rows, chunks, classes, saved, skip, number, DTYPE, 1, SCALARS * THREADS)
+
+
+# -- LAMB: norms reads w, g, m, v and adds each chunk up; trust_ratios adds the chunks of a row ---
+
+
+@triton.jit
+def squares(x, mask, BLOCK: tl.constexpr, UNIT: tl.constexpr):
+    """Exact in fp64; added up as far as one thread holds them."""
+    wide = tl.where(mask, x, 0.0).to(tl.float64)
+    return tl.sum(tl.reshape(wide * wide, [BLOCK // UNIT, UNIT]), axis=1)
+
+
+@triton.jit
+def norms_chunk(
+    rows, chunks, classes, partials, number, DTYPE: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, start, size = chunk_bounds(rows, chunks, number, UNIT)
+    (
+        beta1, one_minus_beta1, beta2, one_minus_beta2, inv_bias1, inv_root_bias2, eps,
+        weight_decay, _, _,
+    ) = scalars_of(classes, row)  # fmt: skip
+    w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
+    g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
+    m_at = pointer_to(tl.load(row + EXP_AVG), start, tl.float32, UNIT)
+    v_at = pointer_to(tl.load(row + EXP_AVG_SQ), start, tl.float32, UNIT)
+    w_sums = tl.zeros([BLOCK // UNIT], tl.float64)
+    u_sums = tl.zeros([BLOCK // UNIT], tl.float64)
+    lanes = tl.arange(0, BLOCK)
+    base = 0
+    while base < size:
+        i = base + lanes
+        mask = i < size
+        w = tl.load(w_at + i, mask=mask).to(tl.float32)
+        g = tl.load(g_at + i, mask=mask).to(tl.float32)
+        m = beta1 * tl.load(m_at + i, mask=mask) + one_minus_beta1 * g
+        v = second_moment(tl.load(v_at + i, mask=mask), g, beta2, one_minus_beta2)
+        d = tl.div_rn(m * inv_bias1, preconditioner(v, inv_root_bias2, eps))
+        w_sums += squares(w, mask, BLOCK, UNIT)
+        u_sums += squares(d + weight_decay * w, mask, BLOCK, UNIT)
+        base += BLOCK
+    tl.store(partials + 2 * number, tl.sum(w_sums, axis=0))
+    tl.store(partials + 2 * number + 1, tl.sum(u_sums, axis=0))
+
+
+@triton.jit(do_not_specialize=["n_vector"])
+def norms(
+    rows, chunks, classes, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    THREADS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    if number < n_vector:
+        norms_chunk(rows, chunks, classes, partials, number, DTYPE, VECTOR, VECTOR * THREADS)
+    else:
+        norms_chunk(rows, chunks, classes, partials, number, DTYPE, 1, SCALARS * THREADS)
+
+
+@triton.jit(do_not_specialize=["clip"])
+def trust_ratios(partials, parts, clip, ratios, THREADS: tl.constexpr):
+    row = tl.program_id(0)
+    lanes = tl.arange(0, THREADS)
+    w_sums = tl.zeros([THREADS], tl.float64)
+    u_sums = tl.zeros([THREADS], tl.float64)
+    kind = 0
+    while kind < 2:  # its vector chunks, and the others
+        base = tl.load(parts + 4 * row + 2 * kind)
+        end = tl.load(parts + 4 * row + 2 * kind + 1)
+        while base < end:
+            k = base + lanes
+            w_sums += tl.load(partials + 2 * k, mask=k < end, other=0.0)
+            u_sums += tl.load(partials + 2 * k + 1, mask=k < end, other=0.0)
+            base += THREADS
+        kind += 1
+    w_squares = tl.sum(w_sums, axis=0)
+    u_squares = tl.sum(u_sums, axis=0)
+    ratio = (tl.sqrt(w_squares) / tl.sqrt(u_squares)).to(tl.float32)
+    ratio = tl.where(ratio > clip, clip, ratio)
+    ratio = tl.where((w_squares == 0.0) | (u_squares == 0.0), 1.0, ratio)
+    tl.store(ratios + row, ratio)
