@@ -235,4 +235,5 @@ FAMILY: tuple[Callable[[], Method], ...] = (
     partial(fused_salsa, "SGD+SLS", "settings.SGD_SLS", **SGD_SLS),
     partial(fused_salsa, "PLASLS", 'units="groups"', groups=units_of, units="groups"),
     partial(fused_salsa, "LR distribution", "settings.LR_DISTRIBUTION", groups=distributed_units),
+    partial(fused_salsa, "LAMBC", 'direction="lamb"', direction="lamb", eps=1e-6),
 )
