@@ -44,13 +44,16 @@ class Store:
         return {**what, "method": method.name, "settings": method.settings, "seed": seed, **machine}
 
     def get(self, key: dict[str, object]) -> tuple[Run, str] | None:
-        """The run, and the commit that it is of."""
+        """The run, and the commit that it is of; None also for what an older version wrote."""
         path = self._path(key)
         if not path.exists():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        points = [Checkpoint(**point) for point in content["run"].pop("checkpoints")]
-        return Run(**content["run"], checkpoints=points), content["commit"]
+        try:
+            points = [Checkpoint(**point) for point in content["run"].pop("checkpoints")]
+            return Run(**content["run"], checkpoints=points), content["commit"]
+        except (KeyError, TypeError):
+            return None
 
     def put(self, key: dict[str, object], run: Run) -> None:
         """All or nothing: a file that was half written has another name."""
