@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,6 +131,16 @@ def finish(measured: Results, table: Table, file: Path, console: Console) -> int
     console.print(table.caption, style="dim")
     console.print(f"\nWrote {file}.")
     return 0
+
+
+def without_spread(table: Table) -> Table:
+    """For a terminal, where many columns leave no room for it."""
+    sections = [
+        Section(title, {name: [cell._replace(spread="") for cell in cells]
+                        for name, cells in rows.items()})
+        for title, rows in table.sections
+    ]  # fmt: skip
+    return replace(table, sections=sections)
 
 
 def to_rich(table: Table) -> RichTable:

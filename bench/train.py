@@ -21,7 +21,7 @@ from bench.hub import HUB
 from bench.optimizers import FAMILY, METHODS, Method
 from bench.problems import PROBLEMS
 from bench.runs import KEPT, Done, Runner, Store
-from bench.tables import finish
+from bench.tables import finish, without_spread
 from bench.train_table import train_table
 from bench.training import Problem
 
@@ -86,7 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise SystemExit("nothing could be run")
     if runner.reused:
         console.print(f"{runner.reused} runs were there already (--again measures them anew).")
-    return finish(measured, train_table(measured), file, console)
+    return finish(measured, without_spread(train_table(measured)), file, console)
 
 
 def _problem(make: Callable[..., Problem], device: torch.device, work: float) -> Problem:
