@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from bench.workloads import ON_CPU, ON_GPU, Workload
 OUT = Path("bench/results/local/step.json")
 FUSED = "AdamW, fused"  # what the ratios are taken to
 OURS = "FusedSaLSa"
-WARM_UP = 20  # steps: the first search looks for the order of magnitude, and torch compiles
+WARM_UP = 20  # steps of an optimizer that searches: it looks for the order of magnitude first
 BLOCK = 10  # steps in a round of an optimizer that searches: its longest period
 FEW = 3  # of the others
 
@@ -42,6 +43,9 @@ def compiled_adamw() -> Method:
 
     def build(model: torch.nn.Module) -> torch.optim.Optimizer:
         torch._dynamo.reset()  # it keeps the tensors of what it compiled before
+        logging.getLogger("torch._dynamo").setLevel(
+            logging.ERROR
+        )  # of profilers that it leaves out
         optimizer = method.build(model)
         optimizer.step = torch.compile(optimizer.step)  # type: ignore[assignment]
         return optimizer
@@ -124,7 +128,7 @@ def measure(
             try:
                 measured.peak = peak_memory(partial(settled, workload, method, device), device)
                 stepper = Stepper.build(workload, method, device)
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP if stepper.searches else FEW):
                     stepper.step()
                 stepper.work.forwards = stepper.work.backwards = 0
                 if device.type == "cuda":

@@ -88,9 +88,9 @@ def _case(title: str) -> str:
 
 ON_CPU: tuple[Callable[[], Workload], ...] = (
     lambda: _images("ResNet-18", resnet18, batch=8, side=64),
-    lambda: _masked("BERT-small", SMALL, batch=4, time=64),
-    lambda: _gpt("GPT-2, 6 layers of 384", 6, 6, 384, batch=4, time=64),
-    lambda: _llama("Llama, 4 layers of 256", TINY, batch=4, time=64),
+    lambda: _masked("BERT-small", SMALL, batch=2, time=64),
+    lambda: _gpt("GPT-2, 6 layers of 384", 6, 6, 384, batch=2, time=64),
+    lambda: _llama("Llama, 4 layers of 256", TINY, batch=2, time=64),
 )
 REAL_SIZES: tuple[Callable[[], Workload], ...] = (  # with batches that a CPU can do
     lambda: _images("ResNet-50", resnet50, batch=4, side=224),
