@@ -24,7 +24,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-SHARED = ["csrc/adam.h", "csrc/chunks.h", "csrc/storage.h"]
+HEADERS = ("adam", "chunks", "directions", "lamb", "storage")
+SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",
     ["csrc/cpu_kernels.cpp", "csrc/module.cpp"],

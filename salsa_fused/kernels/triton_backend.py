@@ -69,7 +69,7 @@ def _ready(
 ) -> Callable[[], None]:
     """Send the table and compile the kernel; what is returned launches it."""
     kernel, device = getattr(_kernels(), name), launch.device
-    constants = {**_constants(launch.dtype), **constants}
+    constants = {**_constants(launch.dtype), **constants} if constants else _constants(launch.dtype)
     with on_device(launch.device) as stream:
         arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
         given = [tensor is None for tensor in tensors]
@@ -103,6 +103,7 @@ def compile_only(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, A
         kernel.warmup(*arguments, grid=(1,), **constants)
 
 
+@cache
 def _constants(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "DTYPE": _kernels().DTYPES[dtype],
