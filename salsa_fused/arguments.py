@@ -257,7 +257,8 @@ def _is_plain_parameter(parameter: Tensor) -> bool:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+    several = isinstance(value, Tensor) and value.numel() != 1
+    if isinstance(value, bool) or several or not isinstance(value, (Real, Tensor)):
         raise ValueError(f"{name} must be a number, got {value!r}")
     return float(value)
 

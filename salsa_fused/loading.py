@@ -48,10 +48,14 @@ def read(
     return _read_state(state_dict["state"], groups, saved_groups, moments), new_groups
 
 
+# What a group of version 0.1.0's first checkpoints does not say.
+BEFORE_THE_FAMILY = {"direction": "adam", "units": "all", "trust_clip": 1.0, "next_unit": 0}
+
+
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """The loaded hyper-parameters and search state win, as in torch."""
     loaded = {name: value for name, value in saved.items() if name != "params"}
-    return {**group, **deepcopy(loaded)}
+    return {**group, **BEFORE_THE_FAMILY, **deepcopy(loaded)}
 
 
 def _fresh_group(group: Mapping[str, Any]) -> dict[str, Any]:

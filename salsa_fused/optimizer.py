@@ -202,7 +202,6 @@ class FusedSaLSa(Optimizer):
     # -- one step -----------------------------------------------------------------------------
 
     @torch._disable_dynamo
-    @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Closure | None = None, *, loss: Tensor | None = None
     ) -> Tensor | None:
@@ -228,12 +227,14 @@ class FusedSaLSa(Optimizer):
         """
         if self._stepping:
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, torch.no_grad():
             return self._step(closure, loss, interrupts)
 
     def _step(
         self, closure: Closure | None, loss: Tensor | None, interrupts: Interrupts
     ) -> Tensor | None:
+        if closure is None and loss is None and self._nothing_to_apply:
+            return None
         search = self._line_search()
         searching = search.due and self._search_allowed
         arguments.check_call(closure, loss, searching)
@@ -366,8 +367,8 @@ class FusedSaLSa(Optimizer):
         """Add parameters, with their own ``lr``, ``betas`` (two), ``eps``, ``weight_decay``.
 
         The search is one for all groups: a new group takes over its settings and its state.  With
-        ``units="groups"`` it takes over the first group's step size, and the rest of its own state
-        starts anew; its turn comes last.
+        ``units="groups"`` a new unit begins as after the search that was one for all, with the
+        first group's step size, means and wait, and nothing smoothed; its turn comes last.
 
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
@@ -439,6 +440,9 @@ class FusedSaLSa(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in loading.BEFORE_THE_FAMILY.items():
+                group.setdefault(name, value)
         self._outer_replay = None
         self._device_skips = DeviceSkips()
         self._stepping = self._trials_need_graph = False
@@ -476,6 +480,14 @@ class FusedSaLSa(Optimizer):
     def _search_allowed(self) -> bool:
         """While the largest ``lr`` is 0 nothing is applied, and so nothing is searched."""
         return max([float(group["lr"]) for group in self.param_groups]) > 0.0
+
+    @property
+    def _nothing_to_apply(self) -> bool:
+        """SGD's step with ``lr`` 0 has no moments to update: whoever takes one saves a checkpoint.
+
+        (torch's distributed checkpoints do, wherever there is no state of a parameter.)
+        """
+        return self.param_groups[0]["direction"] == "sgd" and not self._search_allowed
 
     def _remember(self, search: LineSearch) -> None:
         cycle.remember(self.param_groups, search)

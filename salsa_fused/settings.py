@@ -29,7 +29,9 @@ LR_DISTRIBUTION: tuple[float, ...] = tuple(
     factor / 3.0 for factor in (1.0, 1.0, 0.3, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0)
 )
 """Factors of arXiv 2404.01317, rounded and divided by the largest, so that what is applied is what
-was tried: ``lr`` of the ten units that :func:`~salsa_fused.units.transformer_units` forms.
+was tried: ``lr`` of the ten units that :func:`~salsa_fused.units.transformer_units` forms of eight
+layers and more (fewer layers give fewer units, and need factors of their own).
 
->>> for unit, factor in zip(transformer_units(model), LR_DISTRIBUTION): unit["lr"] = factor
+>>> units = transformer_units(model)
+>>> for unit, factor in zip(units, LR_DISTRIBUTION, strict=True): unit["lr"] = factor
 """

@@ -53,6 +53,7 @@ def weight(*shape, **keywords):
         ({"trust_clip": 0}, "trust_clip must be positive, or None for no bound .*, got 0"),
         ({"trust_clip": float("nan")}, "trust_clip must be positive"),
         ({"trust_clip": "none"}, "trust_clip must be a number, got 'none'"),
+        ({"trust_clip": torch.ones(2)}, r"trust_clip must be a number, got tensor"),
         (
             {"backend": "cuda"},
             "backend is 'cuda'; the backends are 'triton', 'native', 'reference'",

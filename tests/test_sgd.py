@@ -255,3 +255,17 @@ def test_a_parameter_without_gradient_stays():
         before = weights[2].detach().clone()
         optimizer.step(lambda used=used: sum(w.square().sum() for w in used))
         assert torch.equal(before, weights[2].detach()) == (step % 3 == 0)
+
+
+@pytest.mark.parametrize("units", ["all", "groups"])
+def test_a_distributed_checkpoint_is_no_step(units):
+    """It takes a step with lr 0 wherever there is no state, to have some."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    net, optimizer = build(units=units)
+    train(net, optimizer, 0, 14)
+    optimizer.zero_grad()
+    before = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    saved = get_optimizer_state_dict(net, optimizer)
+    assert optimizer.state_dict()["param_groups"] == before
+    assert saved["param_groups"][0]["steps"] == before[0]["steps"] == 14

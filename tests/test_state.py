@@ -374,3 +374,20 @@ def test_a_failed_first_step_leaves_no_moments():
         optimizer.step(lambda: make_closure(net)() if torch.is_grad_enabled() else 1 / 0)
     assert not optimizer.state
     assert all(m is None for launch in optimizer._table.launches for m in launch.exp_avgs)
+
+
+NEW = ("direction", "units", "trust_clip", "next_unit")
+
+
+def test_what_was_saved_before_the_family_can_be_loaded():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 3)
+    saved, pickled = optimizer.state_dict(), copy.deepcopy(optimizer)
+    for group in (*saved["param_groups"], *pickled.param_groups):
+        for name in NEW:
+            del group[name]
+    pickled.__setstate__(pickled.__getstate__())
+    assert pickled.search_due and pickled.param_groups[0]["units"] == "all"
+    _, other = build(units="groups", direction="lamb")
+    other.load_state_dict(saved)
+    assert [other.param_groups[0][name] for name in NEW] == ["adam", "all", 1.0, 0]
