@@ -266,6 +266,12 @@ def test_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     assert main(["report", "--check", "--file", str(file)]) == 1
 
 
+def test_the_readme_and_the_pages_say_what_the_results_say(capsys):
+    from bench.__main__ import main
+
+    assert main(["report", "--check"]) == 0, capsys.readouterr().err
+
+
 def test_both_problems_of_the_demo_train():
     text = plays.encode(["to be or not to be, that is the question. " * 20])
     for problem in (digits_cnn(CPU, 2), plays_gpt(CPU, 2, text=lambda: text)):
