@@ -25,8 +25,8 @@ from bench.peak import peak_memory
 from bench.progress import progress_bars
 from bench.results import Results, Row
 from bench.step_table import step_table
-from bench.steps import Stepper, settled
-from bench.tables import finish
+from bench.steps import KINDS, Stepper, settled
+from bench.tables import finish, without_spread
 from bench.workloads import ON_CPU, ON_GPU, Workload
 
 OUT = Path("bench/results/local/step.json")
@@ -104,7 +104,7 @@ def main(arguments: argparse.Namespace) -> int:
         "in_turn": device.type != "cuda",
     }
     measured = Results(results.environment(device), rows, settings=settings)
-    return finish(measured, step_table(measured), arguments.json, console)
+    return finish(measured, without_spread(step_table(measured)), arguments.json, console)
 
 
 def measure(
@@ -189,7 +189,8 @@ def rows_of(case: str, found: Sequence[Measured]) -> list[Row]:
         add(one.name, "extra_forwards", "per step", [one.extra_forwards])
         add(one.name, "in_step", "ms", [1e3 * t for t in one.in_step])
         add(one.name, "peak_memory", "MB", [one.peak / 1e6])
-        for kind, seconds in one.kinds.items() if len(one.kinds) > 1 else ():
+        for kind in KINDS if len(one.kinds) > 1 else ():
+            seconds = one.kinds.get(kind, [])
             name = f"{one.name}: {kind}"
             add(name, "time", "ms", [1e3 * t for t in seconds])
             if fused is not None:

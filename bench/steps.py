@@ -17,6 +17,7 @@ from bench.training import Work
 from bench.workloads import Workload, loss_of
 
 PLAIN, AT_ONCE, REJECTED = "a plain step", "a search accepted at once", "a search with rejections"
+KINDS = (PLAIN, AT_ONCE, REJECTED)
 SETTLED = 4
 
 

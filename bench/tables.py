@@ -146,7 +146,7 @@ def without_spread(table: Table) -> Table:
 def to_rich(table: Table) -> RichTable:
     """Fits a terminal of 80 columns: the spread stands below its figure."""
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    rich.add_column("", no_wrap=True)
+    rich.add_column("", max_width=28)
     for title in table.columns:
         rich.add_column(title, justify="right", no_wrap=True)
     for section in table.sections:
