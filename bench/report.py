@@ -21,6 +21,7 @@ from bench.results import REPOSITORY, Results
 from bench.sets.fetch import shown
 from bench.step_plot import draw_step
 from bench.step_table import memory_table, step_table
+from bench.step_table import overview_table as ratios_overview
 from bench.tables import Table, demo_table, to_markdown
 from bench.train_plot import draw_train
 from bench.train_table import overview_table, train_table
@@ -70,14 +71,16 @@ def family_block(published: Path = PUBLISHED) -> str:
 
 def step_block(published: Path = PUBLISHED) -> str:
     """Whole training steps on every device that was measured."""
-    found = [_everywhere(published, "step", step_table, kind=kind) for kind in ("cpu", "gpu")]
+    table = partial(ratios_overview, step_table)
+    found = [_everywhere(published, "step", table, kind=kind) for kind in ("cpu", "gpu")]
     missing = NOT_MEASURED.format("cost of a whole step on a GPU")
     return "\n".join((found[0], found[1] or missing))
 
 
 def memory_block(published: Path = PUBLISHED) -> str:
     """Peak memory on every device that was measured."""
-    return _everywhere(published, "memory", memory_table) or NOT_MEASURED.format("peak memory")
+    found = _everywhere(published, "memory", partial(ratios_overview, memory_table))
+    return found or NOT_MEASURED.format("peak memory")
 
 
 NOT_MEASURED = "The {} is **not measured yet**.\n"

@@ -56,6 +56,20 @@ def memory_table(results: Results) -> Table:
     return _table(results, MEMORY_COLUMNS, caption)
 
 
+def overview_table(table: Callable[[Results], Table], results: Results) -> Table:
+    """For a page: of `table` only the ratios to fused AdamW, a column for every model."""
+    cases: dict[str, str] = results.settings["cases"]
+    of_cases = [dict.fromkeys(r.optimizer for r in results.rows if r.case == c) for c in cases]
+    names = dict.fromkeys([*max(of_cases, key=len), *(n for names in of_cases for n in names)])
+    ratio = Column("", "to_fused", lambda v: f"{v:.2f}")
+    rows = {
+        name: [_cell(results, case, name, ratio)._replace(spread="") for case in cases]
+        for name in names
+    }
+    section = Section("fused AdamW", rows)
+    return Table(tuple(cases.values()), [section], table(results).caption, ("relative to", "of"))
+
+
 def _left_out(results: Results) -> str:
     missing = results.settings["missing"]
     if not missing:

@@ -140,6 +140,8 @@ def test_step_writes_rows_a_table_and_a_plot(tiny_workloads, tmp_path, monkeypat
     text = tables.to_markdown(step_table.step_table(found))
     assert "| Tiny, 0.0 M parameters, batch 4 x 8 | AdamW, fused |" in text
     assert "Left out: Tiny: Prodigy" in text
+    ratios = tables.to_markdown(step_table.overview_table(step_table.step_table, found))
+    assert "| fused AdamW | AdamW, fused | 1.00 |" in ratios
     assert {path.name for path in report.draw(tmp_path)} == {"step.png", "step.svg"}
     assert "python -m bench data" in capsys.readouterr().out.replace("\n", " ")
 
