@@ -45,6 +45,7 @@ bench-full: $(VENV)/.installed
 	$(BENCH) step --json $(RESULTS)/step.json
 	$(BENCH) memory --json $(RESULTS)/memory.json
 	$(BENCH) train --json $(RESULTS)/train.json
+	$(BENCH) train --family --json $(RESULTS)/family.json
 	$(BENCH) report --folder $(RESULTS)
 
 # No network and no installing: the kernels are built in place.
