@@ -44,6 +44,7 @@ bench-full: $(VENV)/.installed
 	$(BENCH) host --json $(RESULTS)/host.json
 	$(BENCH) step --json $(RESULTS)/step.json
 	$(BENCH) memory --json $(RESULTS)/memory.json
+	$(BENCH) demo --out $(RESULTS)
 	$(BENCH) train --json $(RESULTS)/train.json
 	$(BENCH) train --family --json $(RESULTS)/family.json
 	$(BENCH) report --folder $(RESULTS)

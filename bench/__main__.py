@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         return module.main(options)
     except DataError as error:
         sys.exit(f"{options.command}: {error}")
+    except KeyboardInterrupt:
+        print(f"\n{options.command}: stopped; finished training runs are kept", file=sys.stderr)
+        return 130
 
 
 def _load(name: str) -> ModuleType:

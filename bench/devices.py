@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,16 @@ def chosen_device(name: str | None) -> torch.device:
     if name == "cuda" and found == "cpu":
         raise SystemExit("--device cuda: this torch finds no GPU; leave the option out")
     return torch.device(name or found)
+
+
+def check_writable(file: Path) -> None:
+    """Before hours of work: `file` can be written, and its folder is there."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise SystemExit(f"--json {file}: cannot be written ({error})") from None
 
 
 def now(device: torch.device) -> float:

@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 
 from bench import results
-from bench.devices import add_device, chosen_device
+from bench.devices import add_device, check_writable, chosen_device
 from bench.models import parameter_count
 from bench.optimizers import Method, d_adaptation
 from bench.peak import peak_memory
+from bench.peers import versions
 from bench.progress import progress_bars
 from bench.results import Results, Row
 from bench.step import FUSED
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = chosen_device(arguments.device)
+    check_writable(arguments.json)
     makes = ON_GPU if device.type == "cuda" else REAL_SIZES
     rows: list[Row] = []
     cases: dict[str, str] = {}
@@ -47,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
         workload = make()
         cases[workload.case] = workload.describe()
         rows += measure(workload, device, console, missing)
-    settings = {"cases": cases, "missing": missing}
+    settings = {"cases": cases, "missing": missing, "peers": versions()}
     measured = Results(results.environment(device), rows, settings=settings)
     return finish(measured, memory_table(measured), arguments.json, console)
 

@@ -46,6 +46,13 @@ def version(module: str) -> str | None:
         return None
 
 
+def versions() -> dict[str, str | None]:
+    """Of all peers; None for one that is missing."""
+    return {
+        requirement.partition("==")[0]: version(module) for module, requirement in PEERS.items()
+    }
+
+
 def fetch_peers(folder: Path = FOLDER) -> dict[str, str]:
     """Install all peers into `folder`; what failed, and why."""
     failed = {}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -18,9 +18,9 @@ from rich.console import Console
 
 from bench import results, summary
 from bench.optimizers import Method
-from bench.peers import MissingPeer
+from bench.peers import MissingPeer, versions
 from bench.progress import progress_bars
-from bench.results import commit
+from bench.results import REPOSITORY, commit
 from bench.training import Checkpoint, Problem, Run, train
 
 KEPT = Path(__file__).parent / ".runs"
@@ -29,24 +29,37 @@ TUNING_SEED = 1000  # none of the seeds that count
 MakeMethod = Callable[..., Method]
 
 
+@cache
+def code() -> str:
+    """A digest of the sources that decide what a run does."""
+    bench = ("optimizers.py", "problems.py", "training.py", "hub.py", "models/*.py", "sets/*.py")
+    patterns = ["salsa_fused/**/*.py", "csrc/*", *(f"bench/{name}" for name in bench)]
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 @dataclass(frozen=True)
 class Store:
-    """Runs on disk: one is measured again only where its settings, or the machine's, differ."""
+    """Runs on disk: one is measured again where settings, sources, versions or machine differ."""
 
     folder: Path
     device: torch.device
+    again: bool = False  # measure what is there already, too
 
     def key(self, case: Problem, method: Method, seed: int) -> dict[str, object]:
         where = results.environment(self.device)
         machine = {name: where[name] for name in ("device", "threads", "torch", "python")}
         budget = {"steps": case.plain_steps, "checkpoints": case.checkpoints}
         what = {"case": case.case, "description": case.description, **budget}
-        return {**what, "method": method.name, "settings": method.settings, "seed": seed, **machine}
+        how = {"method": method.name, "settings": method.settings, "seed": seed}
+        return {**what, **how, **machine, "code": code(), "peers": versions()}
 
     def get(self, key: dict[str, object]) -> tuple[Run, str] | None:
         """The run, and the commit that it is of; None also for what an older version wrote."""
         path = self._path(key)
-        if not path.exists():
+        if self.again or not path.exists():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
         try:

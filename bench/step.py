@@ -19,9 +19,10 @@ import torch
 from rich.console import Console
 
 from bench import results
-from bench.devices import add_device, chosen_device
+from bench.devices import add_device, check_writable, chosen_device
 from bench.optimizers import Method, adamw, authors_salsa, fused_salsa, prodigy, schedule_free
 from bench.peak import peak_memory
+from bench.peers import versions
 from bench.progress import progress_bars
 from bench.results import Results, Row
 from bench.step_table import step_table
@@ -54,8 +55,8 @@ def compiled_adamw() -> Method:
 
 
 METHODS: tuple[Callable[[], Method], ...] = (
-    partial(adamw, FUSED, "lr=1e-3", fused=True),
-    partial(adamw, "AdamW, foreach", "lr=1e-3", foreach=True),
+    partial(adamw, FUSED, fused=True),
+    partial(adamw, "AdamW, foreach", foreach=True),
     compiled_adamw,
     partial(fused_salsa, OURS),
     authors_salsa,
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = chosen_device(arguments.device)
+    check_writable(arguments.json)
     makes = ON_GPU if device.type == "cuda" else ON_CPU
     rows: list[Row] = []
     cases: dict[str, str] = {}
@@ -100,6 +102,7 @@ def main(arguments: argparse.Namespace) -> int:
         "cases": cases,
         "rounds": arguments.rounds,
         "missing": missing,
+        "peers": versions(),
         "autocast": "bf16" if device.type == "cuda" else None,
         "in_turn": device.type != "cuda",
     }

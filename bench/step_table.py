@@ -33,30 +33,39 @@ MEMORY_COLUMNS = (
 )
 
 
-def step_table(results: Results) -> Table:
+def step_table(results: Results, *, full: bool = True) -> Table:
+    """`full`: with what the columns beside the ratios mean."""
     settings = results.settings
     order = "in turn" if settings["in_turn"] else "one optimizer after the other"
     precision = f", {settings['autocast']} autocast" if settings["autocast"] else ", fp32"
     caption = (
         f"A whole training step{precision}; medians of {settings['rounds']} rounds {order}. "
-        "FusedSaLSa: the mean over ten steps in a row, searches included; below it every kind of "
-        "step by itself. Ratios are taken within a round. ms in step(): the host's time in the "
-        "optimizer's step without forward and backward. Peak: all that tensors take at once, "
-        "weights and activations included." + _left_out(results)
+        "FusedSaLSa and the authors' package: the mean over ten steps in a row, searches included, "
+        "from the 21st step on, where the authors' package still searches in most steps (it gets "
+        "rarer later). Ratios are taken within a round; those of a kind of step, which may have "
+        "come only once, are to the median of all rounds." + _left_out(results)
     )
+    if full:
+        caption += (
+            " ms in step(): the host's time in the optimizer's step without forward and backward. "
+            "Peak: all that tensors take at once, weights and activations included."
+        )
     return _table(results, STEP_COLUMNS, caption)
 
 
-def memory_table(results: Results) -> Table:
+def memory_table(results: Results, *, full: bool = True) -> Table:
+    """`full`: with what the columns beside the ratios mean."""
     caption = (
         "The most that tensors take at once in a training step: weights, gradients, optimizer "
         "state, activations and what the optimizer needs in between; small batches, where "
-        "optimizers weigh most. State: what is kept from step to step." + _left_out(results)
+        "optimizers weigh most." + _left_out(results)
     )
+    if full:
+        caption += " State: what is kept from step to step."
     return _table(results, MEMORY_COLUMNS, caption)
 
 
-def overview_table(table: Callable[[Results], Table], results: Results) -> Table:
+def overview_table(table: Callable[..., Table], results: Results) -> Table:
     """For a page: of `table` only the ratios to fused AdamW, a column for every model."""
     cases: dict[str, str] = results.settings["cases"]
     of_cases = [dict.fromkeys(r.optimizer for r in results.rows if r.case == c) for c in cases]
@@ -67,7 +76,9 @@ def overview_table(table: Callable[[Results], Table], results: Results) -> Table
         for name in names
     }
     section = Section("fused AdamW", rows)
-    return Table(tuple(cases.values()), [section], table(results).caption, ("relative to", "of"))
+    return Table(
+        tuple(cases.values()), [section], table(results, full=False).caption, ("relative to", "of")
+    )
 
 
 def _left_out(results: Results) -> str:

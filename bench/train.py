@@ -7,7 +7,7 @@ when it is through, so that a command that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import shutil
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch
 from rich.console import Console
 
 from bench.collect import collect
-from bench.devices import add_device, chosen_device
+from bench.devices import add_device, check_writable, chosen_device
 from bench.hub import HUB
 from bench.optimizers import FAMILY, METHODS, Method
+from bench.peers import versions
 from bench.problems import PROBLEMS
 from bench.runs import KEPT, Done, Runner, Store
+from bench.sets.fetch import DataError
 from bench.tables import finish, without_spread
 from bench.train_table import train_table
 from bench.training import Problem
@@ -59,17 +61,21 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = chosen_device(arguments.device)
     make_methods = _chosen(FAMILY if arguments.family else METHODS, arguments.optimizers)
-    if arguments.seeds < 1 or arguments.work <= 0:
+    if arguments.seeds < 1 or not 0 < arguments.work < math.inf:
         raise SystemExit("--seeds and --work: at least one seed, and some work")
-    if arguments.again:
-        shutil.rmtree(KEPT, ignore_errors=True)
     file = arguments.json or (OUT_FAMILY if arguments.family else OUT)
     bench = "family" if arguments.family else "train"
-    runner = Runner(device, console, Store(KEPT, device))
+    runner = Runner(device, console, Store(KEPT, device, again=arguments.again))
     cases: list[Problem] = []
     done: dict[str, list[Done]] = {}
-    for name in arguments.data:
-        case = _problem({**PROBLEMS, **HUB}[name], device, arguments.work)
+    check_writable(file)
+    for name in dict.fromkeys(arguments.data):
+        try:
+            case = _problem({**PROBLEMS, **HUB}[name], device, arguments.work)
+        except DataError as error:  # the others still count
+            runner.missing[name] = str(error)
+            console.print(f"{name}: left out: {error}", style="yellow")
+            continue
         console.print(f"{case.title}: {case.description}; {case.plain_steps} steps of work")
         start = time.perf_counter()
         found = runner.run_all(case, make_methods, arguments.seeds)
@@ -79,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
         done[case.case] = found
         console.print(f"{case.title}: {time.perf_counter() - start:.0f} s", style="dim")
         measured = collect(bench, cases, done, device)
-        measured.settings["missing"] = runner.missing
+        measured.settings.update(missing=runner.missing, peers=versions())
         measured.environment["commit"] = ", ".join(sorted(runner.commits))
         measured.write(file)  # after every case: nothing is lost
     if not cases:

@@ -66,7 +66,7 @@ def overview_table(results: Results) -> Table:
         for case, _, column in shown:
             names = _names(results, case)
             cell = _cell(results, case, name, names, column) if name in names else NOTHING
-            cells.append(cell._replace(spread=""))
+            cells.append(cell)
         runs = [row.mean for row in results.rows if _is_tuning(row, name)]
         rows[name] = [*cells, Cell(f"{max(runs):.0f}" if runs else "0")]
     titles = (*(title for _, title, _ in shown), "runs to\ntune")

@@ -231,9 +231,50 @@ def test_more_work_is_more_steps(arguments):
     assert Results.read(arguments.json).row("linear", "AdamW", "steps").mean == 30
 
 
+def test_again_measures_anew_and_deletes_nothing(arguments, tmp_path):
+    assert train.main(arguments) == 0
+    kept = sorted((tmp_path / "runs").iterdir())
+    before = [path.read_text() for path in kept]
+    only = Namespace(**{**vars(arguments), "again": True, "optimizers": ["AdamW"]})
+    assert train.main(only) == 0
+    assert sorted((tmp_path / "runs").iterdir()) == kept
+    changed = [path.name for path, text in zip(kept, before) if path.read_text() != text]
+    assert len(changed) == 2 and all("AdamW" in name for name in changed)
+
+
+def test_other_sources_are_measured_anew(tmp_path, monkeypatch):
+    from bench import runs
+
+    store = Store(tmp_path, CPU)
+    before = store.key(linear_problem(), ADAM, 0)
+    monkeypatch.setattr(runs, "code", lambda: "another")
+    assert store.key(linear_problem(), ADAM, 0) != before
+
+
+def test_data_that_are_missing_are_named_and_left_out(arguments, monkeypatch, capsys):
+    def missing(device, steps=20):
+        raise DataError("no network")
+
+    monkeypatch.setitem(PROBLEMS, "gone", missing)
+    arguments.data = ["gone", "linear", "linear"]
+    assert train.main(arguments) == 0
+    found = Results.read(arguments.json)
+    assert found.settings["missing"] == {"gone": "no network"}
+    assert list(found.settings["cases"]) == ["linear"]
+    assert "gone: left out: no network" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_is_noticed_before_the_work(arguments, tmp_path):
+    arguments.json = tmp_path
+    with pytest.raises(SystemExit, match="cannot be written"):
+        train.main(arguments)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"work": float("nan")}, "some work"),
         ({"optimizers": ["adamw"]}, "'adamw' is none of 'FusedSaLSa'"),
         ({"seeds": 0}, "at least one seed"),
         ({"work": 0.0}, "some work"),

