@@ -140,7 +140,7 @@ def test_the_slope_repeats_bit_for_bit():
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_follows_its_reference(name):
-    assert follow_in_fp32(name, "triton", 15) < 3
+    assert follow_in_fp32(name, "triton", 300) < 5
 
 
 @pytest.mark.parametrize(
