@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.models import parameter_count
 from bench.models.bert import BASE, PADDING, Bert, BertClassifier
 from bench.models.resnet import resnet34
-from bench.sets.batches import Batch, in_parts, shuffled
+from bench.sets.batches import Batch, in_parts, on, shuffled
 from bench.sets.fetch import DataError
 from bench.sets.reviews import trimmed
 from bench.training import Problem
@@ -72,7 +72,7 @@ def _glue(
         return map(trimmed, shuffled(train, GLUE_BATCH, generator))
 
     def fixed(part: Batch) -> list[Batch]:
-        return [Batch(x.to(device), y.to(device)) for x, y in map(trimmed, in_parts(part, 128))]
+        return [on(device, trimmed(batch)) for batch in in_parts(part, 128)]
 
     return Problem(
         case=task,
@@ -115,7 +115,7 @@ def cifar10(device: torch.device, plain_steps: int | None = None) -> Problem:
             yield Batch(augmented(images, generator), labels)
 
     def fixed(part: Batch) -> list[Batch]:
-        return [Batch(x.to(device), y.to(device)) for x, y in in_parts(part, 500)]
+        return [on(device, batch) for batch in in_parts(part, 500)]
 
     return Problem(
         case="cifar10",

@@ -22,7 +22,7 @@ from bench.results import Results, Row
 from bench.step import FUSED
 from bench.step import METHODS as STEP_METHODS
 from bench.step_table import memory_table
-from bench.steps import settled
+from bench.steps import report_left_out, settled
 from bench.tables import finish
 from bench.workloads import ON_GPU, REAL_SIZES, Workload
 
@@ -68,9 +68,7 @@ def measure(
             try:
                 peak = peak_memory(partial(_settle, workload, method, device, kept), device)
             except Exception as error:
-                reason = "no room" if isinstance(error, torch.OutOfMemoryError) else str(error)
-                missing[name] = reason.partition("\n")[0]
-                console.print(f"{name}: left out: {missing[name]}", style="yellow")
+                report_left_out(name, error, missing, console)
                 continue
             finally:
                 gc.collect()

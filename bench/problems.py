@@ -15,7 +15,7 @@ from bench.models import parameter_count
 from bench.models.bert import MINILM_L6, Bert, BertClassifier
 from bench.models.gpt import GPT
 from bench.models.small import DigitsCNN, DigitsMLP
-from bench.sets.batches import Batch, in_parts, random_windows, shuffled, spread_windows
+from bench.sets.batches import Batch, in_parts, on, random_windows, shuffled, spread_windows
 from bench.sets.digits import digits
 from bench.sets.plays import Text, plays
 from bench.sets.reviews import minilm_weights, reviews, trimmed
@@ -51,7 +51,7 @@ def _digits(
     has: str,
     model: Callable[[], nn.Module],
 ) -> Problem:
-    train, validation = (_on(device, part) for part in digits())
+    train, validation = (on(device, part) for part in digits())
     return Problem(
         case=f"digits-{case}",
         title=title,
@@ -81,8 +81,7 @@ def plays_gpt(
 
     def sample(part: torch.Tensor) -> list[Batch]:
         batches, size = GPT_SAMPLE
-        inputs, targets = spread_windows(part, GPT_CONTEXT, batches * size)
-        return in_parts(Batch(inputs.to(device), targets.to(device)), size)
+        return in_parts(on(device, spread_windows(part, GPT_CONTEXT, batches * size)), size)
 
     return Problem(
         case="plays-gpt",
@@ -117,7 +116,7 @@ def reviews_minilm(device: torch.device, plain_steps: int = REVIEWS_STEPS) -> Pr
         return BertClassifier(bert, classes=2, mean=True)
 
     def fixed(part: Batch) -> list[Batch]:
-        return [_on(device, trimmed(batch)) for batch in in_parts(part, 128)]
+        return [on(device, trimmed(batch)) for batch in in_parts(part, 128)]
 
     return Problem(
         case="reviews-minilm",
@@ -142,10 +141,6 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "plays-gpt": plays_gpt,
     "reviews-minilm": reviews_minilm,
 }
-
-
-def _on(device: torch.device, batch: Batch) -> Batch:
-    return Batch(batch.inputs.to(device), batch.targets.to(device))
 
 
 def _checkpoints(plain_steps: int) -> int:

@@ -68,12 +68,12 @@ class Store:
         except (KeyError, TypeError):
             return None
 
-    def put(self, key: dict[str, object], run: Run) -> None:
+    def put(self, key: dict[str, object], run: Run, measured_at: str) -> None:
         """All or nothing: a file that was half written has another name."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        content = {"key": key, "commit": commit(), "run": asdict(run)}
+        content = {"key": key, "commit": measured_at, "run": asdict(run)}
         unfinished.write_text(json.dumps(content), encoding="utf-8")
         unfinished.replace(path)
 
@@ -138,10 +138,10 @@ class Runner:
             run, measured_at = kept
             self.reused += 1
         else:
+            measured_at = commit()  # before: sources may change while it runs
             run = train(case, method, seed, self.device, on_work=partial(advance, title))
-            measured_at = commit()
             if self.store:
-                self.store.put(key, run)
+                self.store.put(key, run, measured_at)
         self.commits.add(measured_at)
         advance(title, None)
         return run

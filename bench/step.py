@@ -11,7 +11,7 @@ import gc
 import logging
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from bench.peers import versions
 from bench.progress import progress_bars
 from bench.results import Results, Row
 from bench.step_table import step_table
-from bench.steps import KINDS, Stepper, settled
+from bench.steps import KINDS, Stepper, report_left_out, settled
 from bench.tables import finish, without_spread
 from bench.workloads import ON_CPU, ON_GPU, Workload
 
@@ -44,14 +44,13 @@ def compiled_adamw() -> Method:
 
     def build(model: torch.nn.Module) -> torch.optim.Optimizer:
         torch._dynamo.reset()  # it keeps the tensors of what it compiled before
-        logging.getLogger("torch._dynamo").setLevel(
-            logging.ERROR
-        )  # of profilers that it leaves out
+        # it warns of profilers that it leaves out
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         optimizer = method.build(model)
         optimizer.step = torch.compile(optimizer.step)  # type: ignore[assignment]
         return optimizer
 
-    return Method(method.name, method.settings, build, method.step, method.step_size)
+    return replace(method, build=build)
 
 
 METHODS: tuple[Callable[[], Method], ...] = (
@@ -143,10 +142,8 @@ def measure(
                     ready.append((measured, stepper))
                 found.append(measured)
                 del stepper
-            except Exception as error:  # a peer that is not there, or fails, is reported
-                reason = "no room" if isinstance(error, torch.OutOfMemoryError) else str(error)
-                missing[title] = reason.partition("\n")[0]
-                console.print(f"{title}: left out: {missing[title]}", style="yellow")
+            except Exception as error:
+                report_left_out(title, error, missing, console)
             gc.collect()
             progress.advance(bar)
         progress.update(bar, description=workload.title)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from bench.devices import now
 from bench.optimizers import Method, closure_step, plain_step
-from bench.sets.batches import Batch
+from bench.sets.batches import Batch, on
 from bench.training import Work
 from bench.workloads import Workload, loss_of
 
@@ -39,7 +40,9 @@ class Stepper:
         with device:
             model = workload.model()
         optimizer = method.build(model)
-        return cls(method, device, model, optimizer, _on(device, workload.batches(_seeded())))
+        return cls(
+            method, device, model, optimizer, map(partial(on, device), workload.batches(_seeded()))
+        )
 
     def step(self) -> float:
         """A whole step, forward and backward included; its seconds."""
@@ -86,17 +89,19 @@ class Stepper:
         return time.perf_counter() - start - spent[0]
 
 
+def report_left_out(what: str, error: Exception, missing: dict[str, str], console: Console) -> None:
+    """A peer that is not there, or fails, or has no room: the others are still measured."""
+    reason = "no room" if isinstance(error, torch.OutOfMemoryError) else str(error)
+    missing[what] = reason.partition("\n")[0]
+    console.print(f"{what}: left out: {missing[what]}", style="yellow")
+
+
 def settled(workload: Workload, method: Method, device: torch.device) -> Stepper:
     """After so many steps that memory has reached its peak."""
     stepper = Stepper.build(workload, method, device)
     for _ in range(SETTLED):
         stepper.step()
     return stepper
-
-
-def _on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Batch]:
-    for inputs, targets in batches:
-        yield Batch(inputs.to(device), targets.to(device))
 
 
 def _seeded() -> torch.Generator:

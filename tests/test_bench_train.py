@@ -186,7 +186,7 @@ def test_a_run_is_used_again_only_for_the_same_settings(tmp_path, change):
     store = Store(tmp_path, CPU)
     same = {"case": linear_problem(), "method": ADAM, "seed": 0}
     (done,) = Runner(CPU, quiet()).run_all(same["case"], [lambda: ADAM], 1)
-    store.put(store.key(**same), done.runs[0])
+    store.put(store.key(**same), done.runs[0], results.commit())
     run, commit = store.get(store.key(**same))
     assert run == done.runs[0] and commit == results.commit()
     assert store.get(store.key(**{**same, **change})) is None

@@ -14,6 +14,10 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
+def on(device: torch.device, batch: Batch) -> Batch:
+    return Batch(batch.inputs.to(device), batch.targets.to(device))
+
+
 def shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
     """Batches of `size` for ever, reshuffled every epoch; the incomplete last one is left out."""
     count = len(data.targets)
