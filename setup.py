@@ -28,8 +28,8 @@ HEADERS = ("adam", "chunks", "directions", "lamb", "storage")
 SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",
-    ["csrc/cpu_kernels.cpp", "csrc/module.cpp"],
-    depends=["csrc/cpu_kernels.h", *SHARED],
+    ["csrc/cpu_kernels.cpp", "csrc/watch.cpp", "csrc/module.cpp"],
+    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", "csrc/watch.h", *SHARED],
     optional=True,
 )
 CUDA = Extension(

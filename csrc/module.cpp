@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu_kernels.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -28,17 +29,6 @@ double first_trial(const Launch& launch, Address partials) {
     return salsa::cpu::first_trial(launch, reinterpret_cast<double*>(partials));
 }
 
-// Asks for the cache lines at these addresses; a hint, which no address can make fail.
-void prefetch(Address lines, std::int64_t n) {
-#if defined(__GNUC__)
-    for (std::int64_t i = 0; i < n; ++i)
-        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<const Address*>(lines)[i]));
-#else
-    (void)lines;
-    (void)n;
-#endif
-}
-
 const char* compiler() {
 #if defined(__VERSION__)
     return __VERSION__;
@@ -62,7 +52,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("cpu_advise_huge_pages", [](Address memory, std::int64_t bytes) {
         salsa::cpu::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
     });
-    module.def("prefetch", &prefetch);
     module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
     module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
     module.def("cpu_sgd_step", &salsa::cpu::sgd_step, release_gil());
@@ -73,4 +62,5 @@ PYBIND11_MODULE(_native, module) {
                                      reinterpret_cast<float*>(ratios), n_rows, clip);
         },
         release_gil());
+    salsa::add_watching(module);
 }

@@ -9,7 +9,7 @@ import warnings
 import torch
 
 from . import __version__
-from .kernels import native, native_cuda, triton_backend
+from .kernels import compiled, native_cuda, triton_backend
 from .kernels.choice import ENVIRONMENT_VARIABLE, choose_backend, forced_backend
 
 
@@ -46,10 +46,10 @@ def _triton() -> str:
 
 
 def _native() -> str:
-    reason = native.missing()
+    reason = compiled.missing()
     if reason is not None:
         return f"missing: {reason}"
-    return f"available on the CPU for fp32, bf16 and fp16: {native.description()}"
+    return f"available on the CPU for fp32, bf16 and fp16: {compiled.description()}"
 
 
 def _native_cuda() -> str:

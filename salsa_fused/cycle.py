@@ -29,14 +29,20 @@ OWN = (  # a unit's
 UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0}  # how a unit begins
 
 
-def begin(groups: Groups, line_search_class: type[LineSearch]) -> LineSearch:
-    """The view that one optimizer step has of the search: of all groups, or of one unit."""
-    settings = SearchSettings.read_from(groups[0])
+def is_due(groups: Groups, line_search_class: type[LineSearch]) -> bool:
+    """Whether the next step searches."""
     unit = _turn(groups)
     if unit is None:
-        return line_search_class(settings, SearchState.read_from(groups[0]))
+        return line_search_class.due(groups[0], groups[0]["steps_since_search"])
     waited = min(group["steps_since_search"] for group in groups)
-    return line_search_class(settings, SearchState.read_from(groups[unit]), unit, waited)
+    return line_search_class.due(groups[unit], waited)
+
+
+def begin(groups: Groups, line_search_class: type[LineSearch]) -> LineSearch:
+    """A search: of all groups, or of the unit whose turn it is."""
+    unit = _turn(groups)
+    state = SearchState.read_from(groups[unit or 0])
+    return line_search_class(SearchSettings.read_from(groups[0]), state, unit)
 
 
 def _turn(groups: Groups) -> int | None:
@@ -47,19 +53,25 @@ def _turn(groups: Groups) -> int | None:
     return first["next_unit"] % len(groups)
 
 
-def applied(groups: Groups, search: LineSearch) -> float | list[float]:
-    """The step size of the final write, or each group's."""
-    if search.unit is None:
-        return search.step_size
+def applied(groups: Groups, search: LineSearch | None) -> float | list[float]:
+    """The step size of the final write, or each group's; after a search or without one."""
+    if _turn(groups) is None:
+        return groups[0]["step_size"] if search is None else search.step_size
     sizes = [group["step_size"] for group in groups]
-    sizes[search.unit] = search.step_size
+    if search is not None and search.unit is not None:
+        sizes[search.unit] = search.step_size
     return sizes
 
 
+def count_plain_step(groups: Groups, line_search_class: type[LineSearch]) -> None:
+    """Enter into the groups what a step without a search has changed."""
+    for group in groups:
+        group.update(line_search_class.plain_step(group))
+
+
 def remember(groups: Groups, search: LineSearch) -> None:
-    """Enter into the groups what the step has changed."""
-    after = search.finish() if search.outcome else search.plain_step()
-    numbers = after._asdict()
+    """Enter into the groups what a search has changed."""
+    numbers = search.finish()._asdict()
     if search.unit is not None:
         _remember_unit(groups, search, numbers)
         return
@@ -70,8 +82,8 @@ def remember(groups: Groups, search: LineSearch) -> None:
 
 
 def _remember_unit(groups: Groups, search: LineSearch, numbers: dict[str, Any]) -> None:
-    taken = numbers["steps"] > search.state.steps
-    if taken and search.outcome:
+    taken = not search.skipped
+    if taken:
         numbers["next_unit"] = (numbers["next_unit"] + 1) % len(groups)
     shared = {name: value for name, value in numbers.items() if name not in OWN}
     for index, group in enumerate(groups):

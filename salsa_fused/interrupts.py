@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -39,19 +37,8 @@ class Interrupts:
             if self._pending and kind is None:
                 raise KeyboardInterrupt
 
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        if not self._holding:
-            yield
-            return
-        self._let_go()
-        try:
-            if self._pending:
-                self._pending = False
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._hold()
+    def heard(self) -> Heard:
+        return Heard(self)
 
     def _hold(self) -> None:
         signal.signal(signal.SIGINT, self._note)
@@ -63,3 +50,26 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._pending = True
+
+
+class Heard:
+    """Around the user's code in a step.
+
+    No generator: one that an interrupt keeps from going on holds Ctrl-C back again when it is
+    collected, and for ever.
+    """
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._held = interrupts._holding
+
+    def __enter__(self) -> None:
+        if self._held:
+            if self._interrupts._pending:
+                self._interrupts._pending = False
+                raise KeyboardInterrupt
+            self._interrupts._let_go()
+
+    def __exit__(self, *details: object) -> None:
+        if self._held:
+            self._interrupts._hold()

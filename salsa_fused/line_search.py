@@ -105,22 +105,18 @@ class SearchResult(NamedTuple):
 
 
 class LineSearch:
-    """One optimizer step's view of the search; nothing in ``state`` changes before :meth:`finish`.
+    """One search; nothing in ``state`` changes before :meth:`finish`.
 
     ::
 
         search = LineSearch(settings, state)
-        if search.due:
-            move_weights_by(search.first_trial())
-            search.start_from(loss, slope, eps)
-            while search.trying:
-                search.report(loss_at(search.step_size))
-            state = search.finish()                 # unless search.skipped: write the step
-        else:
-            state = search.plain_step()
+        move_weights_by(search.first_trial())
+        search.start_from(loss, slope, eps)
+        while search.trying:
+            search.report(loss_at(search.step_size))
+        state = search.finish()                 # unless search.skipped: write the step
 
-    Of a search that moves one ``unit`` of several, ``state`` is that unit's, and ``waited`` are the
-    steps since a search of any unit.
+    Of a search that moves one ``unit`` of several, ``state`` is that unit's.
     """
 
     def __init__(
@@ -128,12 +124,10 @@ class LineSearch:
         settings: SearchSettings,
         state: SearchState,
         unit: int | None = None,
-        waited: int | None = None,
     ) -> None:
         self.settings = settings
         self.state = state
         self.unit = unit
-        self.waited = state.steps_since_search if waited is None else waited
         self.step_size = state.step_size
         self.trying = False
         self.skipped = False
@@ -147,20 +141,26 @@ class LineSearch:
 
     # -- when ---------------------------------------------------------------------------------
 
-    @property
-    def due(self) -> bool:
-        """On the first ten steps, then when ``L`` steps have passed since the last search."""
-        if self.settings.search_period is None:
-            return False
-        state = self.state
-        return state.steps < WARM_START_STEPS or self.waited + 1 >= state.period
+    # These two read what they need from ``numbers``, a parameter group with settings and state:
+    # most steps search nothing, and have no use for more.
 
-    def plain_step(self) -> SearchState:
-        """The state after a step without a search: the step size never grows untested."""
-        state = self.state
-        return state._replace(
-            steps=state.steps + 1, steps_since_search=state.steps_since_search + 1
-        )
+    @staticmethod
+    def due(numbers: Mapping[str, Any], waited: int) -> bool:
+        """On the first ten steps, then when ``L`` steps have passed since the last search.
+
+        ``waited``: steps since then; of units that take turns, since a search of any of them.
+        """
+        if numbers["search_period"] is None:
+            return False
+        return numbers["steps"] < WARM_START_STEPS or waited + 1 >= numbers["period"]
+
+    @staticmethod
+    def plain_step(numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """What a step without a search changes: the step size never grows untested."""
+        return {
+            "steps": numbers["steps"] + 1,
+            "steps_since_search": numbers["steps_since_search"] + 1,
+        }
 
     # -- a search -----------------------------------------------------------------------------
 

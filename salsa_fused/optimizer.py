@@ -227,7 +227,7 @@ class FusedSaLSa(Optimizer):
         """
         if self._stepping:
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
-        with Interrupts() as interrupts, torch.no_grad():
+        with Interrupts() as interrupts, torch.set_grad_enabled(False):
             return self._step(closure, loss, interrupts)
 
     def _step(
@@ -235,8 +235,7 @@ class FusedSaLSa(Optimizer):
     ) -> Tensor | None:
         if closure is None and loss is None and self._nothing_to_apply:
             return None
-        search = self._line_search()
-        searching = search.due and self._search_allowed
+        searching = self.search_due
         arguments.check_call(closure, loss, searching)
         outer = self._outer_replay
         replay = self._replay(closure, loss)
@@ -250,13 +249,13 @@ class FusedSaLSa(Optimizer):
             f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
             if not self._table.refresh(self.param_groups, self.state):
                 return f0  # nothing has a gradient: nothing to do
-            skip = None
+            search = skip = None
             if searching:
                 assert f0 is not None
-                self._search(search, calls, f0)
+                search = self._search(calls, f0)
             elif f0 is not None or self.check_finite:
-                skip = self._unless_finite(search, f0)
-            if search.skipped:
+                search, skip = self._unless_finite(f0)
+            if search is not None and search.skipped:
                 self._table.restore()
                 calls.undo()
             else:
@@ -275,16 +274,20 @@ class FusedSaLSa(Optimizer):
             self._table.release()
             self._stepping = False
         self._trials_need_graph = calls.needs_graph
-        self._remember(search)
+        if search is None:
+            cycle.count_plain_step(self.param_groups, self.line_search_class)
+        else:
+            self._remember(search)
         if searching:
             self._device_skips.heard()
-        if search.gave_up and not self._warned_of_closure:
+        if search is not None and search.gave_up and not self._warned_of_closure:
             self._warned_of_closure = True
             calls.warn_that_nothing_lowers_the_loss(search.smallest_tried)
         return f0
 
-    def _search(self, search: LineSearch, calls: Evaluations, f0: Tensor) -> None:
+    def _search(self, calls: Evaluations, f0: Tensor) -> LineSearch:
         """Try step sizes until one is accepted; the weights are left at the last trial point."""
+        search = cycle.begin(self.param_groups, self.line_search_class)
         calls.begin_trials()
         if self.check_replay and not self._replay_checked:
             self._replay_checked = calls.check_replay(f0, self.module)
@@ -298,6 +301,7 @@ class FusedSaLSa(Optimizer):
             if search.trying:
                 self._table.next_trial(self.param_groups, search.step_size)
         calls.end_trials()
+        return search
 
     @contextmanager
     def first_evaluation(self) -> Iterator[None]:
@@ -321,7 +325,7 @@ class FusedSaLSa(Optimizer):
     @property
     def search_due(self) -> bool:
         """Whether the next step searches, and so needs a closure."""
-        return self._line_search().due and self._search_allowed
+        return cycle.is_due(self.param_groups, self.line_search_class) and self._search_allowed
 
     @property
     def step_size(self) -> float:
@@ -450,10 +454,11 @@ class FusedSaLSa(Optimizer):
 
     # -- inside a step ------------------------------------------------------------------------
 
-    def _unless_finite(self, search: LineSearch, f0: Tensor | None) -> Tensor | None:
+    def _unless_finite(self, f0: Tensor | None) -> tuple[LineSearch | None, Tensor | None]:
         """Skip a plain step whose loss, or with ``check_finite`` a gradient, is not finite.
 
-        On a device the host would have to wait for them: it returns a flag for the kernels.
+        It is then a search that is skipped before it begins.  On a device the host would have to
+        wait for these numbers: there it is a flag for the kernels, not 0 where one is not finite.
         """
         flags = [] if f0 is None else [DeviceSkips.flag(f0)]
         if self.check_finite:
@@ -462,19 +467,17 @@ class FusedSaLSa(Optimizer):
         for other in flags[1:]:
             flag = flag + other.to(flag.device)
         if flag.device.type != "cpu":
-            return flag
-        if flag.item() != 0.0:
-            loss = math.nan if f0 is None else self._sign * f0.item()
-            search.start_from(loss, math.nan, 0.0)
-        return None
+            return None, flag
+        if flag.item() == 0.0:
+            return None, None
+        search = cycle.begin(self.param_groups, self.line_search_class)
+        search.start_from(math.nan if f0 is None else self._sign * f0.item(), math.nan, 0.0)
+        return search, None
 
     def _hear_of_skips(self) -> None:
         count = self._device_skips.wait()
         for group in self.param_groups:
             group["skipped_steps"] += count
-
-    def _line_search(self) -> LineSearch:
-        return cycle.begin(self.param_groups, self.line_search_class)
 
     @property
     def _search_allowed(self) -> bool:
@@ -491,11 +494,10 @@ class FusedSaLSa(Optimizer):
 
     def _remember(self, search: LineSearch) -> None:
         cycle.remember(self.param_groups, search)
-        if search.outcome is not None:
-            result, sign = search.result, self._sign
-            self.last_search = result._replace(
-                loss=sign * result.loss, trial_loss=sign * result.trial_loss
-            )
+        result, sign = search.result, self._sign
+        self.last_search = result._replace(
+            loss=sign * result.loss, trial_loss=sign * result.trial_loss
+        )
 
     @property
     def _sign(self) -> float:

@@ -90,7 +90,7 @@ def both(problem, optimizer_class=FusedSaLSa, dtype=torch.float64, groups=GROUPS
     start = [weight.detach().double().numpy() for weight in weights]
     torch_groups = [{**group, "params": [weights[i] for i in group["params"]]} for group in groups]
     optimizer = optimizer_class(torch_groups, check_replay=False, **keywords)
-    settings = dict(zip(SearchSettings._fields, optimizer._line_search().settings))
+    settings = SearchSettings.read_from(optimizer.param_groups[0])._asdict()
     first = optimizer.param_groups[0]
     if first["direction"] == "lamb":
         settings["trust_clip"] = first["trust_clip"]

@@ -30,14 +30,16 @@ def groups_of(settings=PAPER, units="groups", **changes):
 
 def search(groups, *losses, loss=1.0, slope=1.0):
     """One step: a search whose trials have these losses, or none where none is due."""
+    if not cycle.is_due(groups, LineSearch):
+        cycle.count_plain_step(groups, LineSearch)
+        return None
     done = cycle.begin(groups, LineSearch)
-    if done.due:
-        done.first_trial()
-        done.start_from(loss, slope, 2.0**-23)
-        for trial_loss in losses:
-            if done.trying:
-                done.report(trial_loss)
-        assert not done.trying
+    done.first_trial()
+    done.start_from(loss, slope, 2.0**-23)
+    for trial_loss in losses:
+        if done.trying:
+            done.report(trial_loss)
+    assert not done.trying
     cycle.remember(groups, done)
     return done
 
@@ -115,8 +117,7 @@ def test_a_search_is_due_by_the_steps_since_that_of_any_unit():
     groups = found(steps=20, period=3)
     for group, since in zip(groups, (5, 1, 9)):
         group["steps_since_search"] = since
-    plain = search(groups)
-    assert plain.outcome is None
+    assert search(groups) is None
     assert [group["steps_since_search"] for group in groups] == [6, 2, 10]
     assert search(groups, ACCEPTED).unit == 0
     assert [group["steps_since_search"] for group in groups] == [0, 3, 11]
@@ -179,9 +180,10 @@ def test_the_final_write_has_each_units_step_size():
     groups = found()
     for group, size in zip(groups, (0.1, 0.2, 0.3)):
         group["step_size"] = size
-    assert cycle.applied(groups, cycle.begin(groups, LineSearch)) == [0.1, 0.2, 0.3]
+    assert cycle.applied(groups, None) == [0.1, 0.2, 0.3]
     done = search(groups, ACCEPTED)
     assert cycle.applied(groups, done) == pytest.approx([0.11, 0.2, 0.3])
+    assert cycle.applied(groups_of(), None) == 0.1
     assert cycle.applied(groups_of(), cycle.begin(groups_of(), LineSearch)) == 0.1
 
 

@@ -16,8 +16,8 @@ from salsa_fused.device_skips import DeviceSkips
 class AsOnADevice(FusedSaLSa):
     """Leaves the loss of a plain step to the kernels, as on a GPU."""
 
-    def _unless_finite(self, search, f0):
-        return self._device_skips.flag(f0)
+    def _unless_finite(self, f0):
+        return None, self._device_skips.flag(f0)
 
 
 def build(backend):

@@ -89,9 +89,8 @@ def stays_when_flat(real, groups, search):
 
 
 def waits_by_its_own_steps(real, groups, line_search_class):
-    search = real(groups, line_search_class)
-    search.waited = search.state.steps_since_search
-    return search
+    group = groups[cycle._turn(groups) or 0]
+    return line_search_class.due(group, group["steps_since_search"])
 
 
 BROKEN_UNITS = {
@@ -112,7 +111,7 @@ BROKEN_UNITS = {
         Launch, "ready_to_write", lambda real, self, made: [] if made else real(self, made=made)[:1]
     ),
     "the turn stays with the unit that is flat": wrapped(cycle, "remember", stays_when_flat),
-    "each unit waits for its own period": wrapped(cycle, "begin", waits_by_its_own_steps),
+    "each unit waits for its own period": wrapped(cycle, "is_due", waits_by_its_own_steps),
     "global for ever": wrapped(cycle, "_turn", lambda real, groups: None),
     "never global": wrapped(cycle, "_turn", lambda real, groups: groups[0]["next_unit"]),
 }

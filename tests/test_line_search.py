@@ -47,6 +47,14 @@ def search(state=SETTLED, losses=(), *, loss=1.0, slope=1.0, settings=DEFAULTS, 
     return done
 
 
+def is_due(state, settings=DEFAULTS):
+    return LineSearch.due({**settings._asdict(), **state._asdict()}, state.steps_since_search)
+
+
+def plain_step(state):
+    return state._replace(**LineSearch.plain_step(state._asdict()))
+
+
 def smooth(before, now, beta3=0.99):
     return beta3 * before + (1 - beta3) * now
 
@@ -55,7 +63,7 @@ def smooth(before, now, beta3=0.99):
 
 
 def test_the_first_ten_steps_search_whatever_the_period():
-    due = [LineSearch(DEFAULTS, SearchState(1.0, period=10, steps=n)).due for n in range(12)]
+    due = [is_due(SearchState(1.0, period=10, steps=n)) for n in range(12)]
     assert due == [True] * 10 + [False] * 2
 
 
@@ -63,19 +71,19 @@ def test_the_first_ten_steps_search_whatever_the_period():
 def test_then_every_l_steps(period):
     state = SETTLED._replace(period=period, steps_since_search=0)
     gap = 1
-    while not LineSearch(DEFAULTS, state).due:
-        state = LineSearch(DEFAULTS, state).plain_step()
+    while not is_due(state):
+        state = plain_step(state)
         gap += 1
     assert gap == period
 
 
 def test_never_without_a_period():
     settings = DEFAULTS._replace(search_period=None)
-    assert not LineSearch(settings, SearchState.fresh(settings)).due
+    assert not is_due(SearchState.fresh(settings), settings)
 
 
 def test_a_plain_step_counts_and_changes_nothing_else():
-    after = LineSearch(DEFAULTS, SETTLED).plain_step()
+    after = plain_step(SETTLED)
     assert after == SETTLED._replace(steps=51, steps_since_search=4)
 
 
@@ -277,7 +285,7 @@ def test_exhausted_without_a_finite_loss_skips():
     assert done.finish() == SETTLED._replace(
         step_size=0.25, located=False, skipped_steps=1, searches=1, total_trials=10
     )
-    assert LineSearch(DEFAULTS, done.finish()).due
+    assert is_due(done.finish())
 
 
 @pytest.mark.parametrize("bad", [BAD, NAN])
@@ -305,7 +313,7 @@ def test_a_loss_or_slope_that_is_not_finite_skips(loss, slope):
     done = search(loss=loss, slope=slope)
     assert (done.outcome, done.trials, done.skipped) == ("non_finite", 0, True)
     assert done.finish() == SETTLED._replace(skipped_steps=1)
-    assert LineSearch(DEFAULTS, done.finish()).due
+    assert is_due(done.finish())
 
 
 # -- the period -------------------------------------------------------------------------------

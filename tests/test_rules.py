@@ -51,21 +51,22 @@ class NoGrowth(LineSearch):
 
 
 class GrowthOnPlainSteps(LineSearch):
-    def plain_step(self):
-        after = super().plain_step()
-        return after._replace(step_size=after.step_size * self.settings.growth)
+    @staticmethod
+    def plain_step(numbers):
+        grown = numbers["step_size"] * numbers["growth"]
+        return {**LineSearch.plain_step(numbers), "step_size": grown}
 
 
 class NoWarmStart(LineSearch):
-    @property
-    def due(self):
-        return self.state.steps_since_search + 1 >= self.state.period
+    @staticmethod
+    def due(numbers, waited):
+        return waited + 1 >= numbers["period"]
 
 
 class PeriodCountedFromTheNextStep(LineSearch):
-    @property
-    def due(self):
-        return self.state.steps < 10 or self.state.steps_since_search >= self.state.period
+    @staticmethod
+    def due(numbers, waited):
+        return numbers["steps"] < 10 or waited >= numbers["period"]
 
 
 class FlatKeepsTheGrowth(LineSearch):
@@ -201,10 +202,11 @@ class NoReplay(FusedSaLSa):
 
 
 class NoMomentum(FusedSaLSa):
-    def _search(self, search, calls, f0):
-        super()._search(search, calls, f0)
+    def _search(self, calls, f0):
+        search = super()._search(calls, f0)
         for group in self.param_groups:
             group["betas"] = (0.0, group["betas"][1])
+        return search
 
 
 BROKEN_OPTIMIZERS = [NoReplay, NoMomentum]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import threading
@@ -13,6 +14,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from salsa_fused import FusedSaLSa, scaling
+from salsa_fused.interrupts import Interrupts
 
 
 def build(**keywords):
@@ -370,6 +372,26 @@ def test_an_interrupt_at_any_moment_leaves_a_whole_step_or_none():
             assert torch.equal(a, b) == (taken == 0)
     assert interrupted > 5
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_on_the_way_out_of_the_closure_leaves_pythons_handler():
+    blocks = []
+
+    def step():
+        with Interrupts() as interrupts:
+            blocks.append(interrupts.heard())
+            blocks[0].__enter__()
+            raise KeyboardInterrupt  # before the block's __exit__
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            step()
+        blocks.clear()
+        gc.collect()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_handler_of_ones_own_is_left_alone():

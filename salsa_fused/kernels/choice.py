@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..warning import warn
-from . import native, triton_backend
+from . import compiled, triton_backend
 from .interface import Backend
 from .native import NativeBackend
 from .native_cuda import NativeCudaBackend
@@ -79,7 +79,7 @@ _warned_of: set[str] = set()
 def _warn_of_what_is_missing(weight: Tensor, chosen: Backend) -> None:
     """Say once for each kind of device that something is missing which could be there."""
     kind = weight.device.type
-    reason = {"cpu": native.missing, "cuda": lambda: _no_triton(weight)}.get(kind, lambda: None)()
+    reason = {"cpu": compiled.missing, "cuda": lambda: _no_triton(weight)}.get(kind, lambda: None)()
     if reason is not None and kind not in _warned_of:
         _warned_of.add(kind)
         kernels = "compiled" if kind == "cpu" else "Triton"

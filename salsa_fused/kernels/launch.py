@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_, itemgetter, or_
@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .guards import Guards
 from .interface import AdamClass, Backend, Direction
 from .layout import is_dense, moment_like, readable_gradient
-from .prefetch import lines_of, prefetch
+from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
 
 SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
@@ -32,11 +31,15 @@ CHUNK_FIELDS = 3
 FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of the state
 NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 
-data_ptr = Tensor.data_ptr
+is_neg = Tensor.is_neg
 
 Part = tuple[int | None, bool]  # (unit, others) of a launch
 
 State = MutableMapping[Tensor, dict[str, Any]]
+
+
+def _empty() -> array[int]:
+    return array("q")
 
 
 @dataclass(slots=True, eq=False)
@@ -67,26 +70,26 @@ class Launch:
     steps: list[int] = field(default_factory=list)  # t: updates of the moments so far
     klass: list[int] = field(default_factory=list)  # indices into `classes`
     labels: list[str] = field(default_factory=list)  # what messages call them
-    addresses: list[int] = field(default_factory=list)  # of the weights, as the rows were built
+    addresses: array[int] = field(default_factory=_empty)  # of the weights, as the rows have them
     shapes: list[torch.Size] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # elements
     contiguous: list[bool] = field(default_factory=list)
-    gradient_addresses: list[int] = field(default_factory=list)  # as `raw_rows` has them
-    exp_avg_addresses: list[int] = field(default_factory=list)
-    exp_avg_sq_addresses: list[int] = field(default_factory=list)
+    gradient_addresses: array[int] = field(default_factory=_empty)
+    exp_avg_addresses: array[int] = field(default_factory=_empty)
+    exp_avg_sq_addresses: array[int] = field(default_factory=_empty)
     strides: list[tuple[int, ...]] = field(default_factory=list)
     dense: list[bool] = field(default_factory=list)
-    lines: array[int] | None = None  # of memory, which `take_up` reads (see prefetch.py)
-    weight_guards: Guards = field(default_factory=Guards)
-    gradient_guards: Guards = field(default_factory=Guards)
+    lines: array[int] | None = None  # of memory, which `take_up` reads (see watch.py)
+    weight_layouts: Layouts = field(default_factory=Layouts)
+    gradient_layouts: Layouts = field(default_factory=Layouts)
     missing: list[bool] | None = None  # the rows without a gradient, if there are any
     settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
 
     class_keys: list[tuple[int, int]] = field(default_factory=list)  # (group, t after this step)
     classes: list[AdamClass] = field(default_factory=list)
-    raw_rows: array[int] = field(default_factory=lambda: array("q"))
-    raw_chunks: array[int] = field(default_factory=lambda: array("q"))
+    raw_rows: array[int] = field(default_factory=_empty)
+    raw_chunks: array[int] = field(default_factory=_empty)
     n_vector_chunks: int = 0
     unit: int | None = None  # the group whose weights a search moves; None: all
     others: bool = False  # the chunks are those of all but the unit
@@ -181,13 +184,10 @@ class Launch:
         ``same_entries``: the state's entries are the objects that they were at the step before.
         """
         weights = self.weights
-        if self.lines is not None:
-            prefetch(self.lines)
-        if (
-            list(map(data_ptr, weights)) != self.addresses
-            or not (self.weight_guards.hold(weights) or self._fit(weights))
-            or not self._take_gradients()
-        ):
+        found = self.weight_layouts.addresses(weights)
+        if found is None and self._fit(weights):
+            found = addresses(weights)
+        if found != self.addresses or not self._take_gradients():
             return False
         if not same_entries or len(self.entries) != len(weights):
             self.entries = [state.get(weight) for weight in weights]
@@ -197,22 +197,27 @@ class Launch:
             self._cut_anew()
         return True
 
+    def prefetch(self) -> None:
+        """Ask for the memory that :meth:`take_up` will read."""
+        if self.lines is not None:
+            prefetch(self.lines)
+
     def follow(self) -> bool:
         """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
             RuntimeError: they have another shape, dtype or memory order.
         """
-        addresses = list(map(data_ptr, self.weights))
-        if addresses == self.addresses:
+        found = addresses(self.weights)
+        if found == self.addresses:
             return False
         if not self._fit(self.weights):
             raise RuntimeError(
                 "the closure replaced a weight by one of another shape, dtype or memory order "
                 "between the first evaluation and a trial"
             )
-        self.addresses = addresses
-        self._set_column(WEIGHT, addresses)
+        self.addresses = found
+        self._set_column(WEIGHT, found)
         self.lines = None
         self._cut_anew()
         return True
@@ -232,7 +237,7 @@ class Launch:
             and self._laid_out(weights)
         )
         if fit:
-            self.weight_guards.remember(weights)
+            self.weight_layouts.remember(weights)
         return fit
 
     def _laid_out(self, tensors: Sequence[Tensor | None]) -> bool:
@@ -244,44 +249,59 @@ class Launch:
 
     def _take_gradients(self) -> bool:
         gradients = [weight.grad for weight in self.weights]
-        present = [gradient for gradient in gradients if gradient is not None]
-        missing = None
-        if len(present) < len(gradients):
-            missing = [gradient is None for gradient in gradients]
-        if missing != self.missing or not self.gradient_guards.hold(present):
-            self.missing = missing
+        found = self.gradient_layouts.addresses(gradients)
+        if found is None or self._any_is_negated(gradients):
+            absent = [gradient is None for gradient in gradients]
+            self.missing = absent if any(absent) else None
             if self._readable_as_they_lie(gradients):
-                self.gradient_guards.remember(present)
+                self.gradient_layouts.remember(gradients)
             else:
+                self.gradient_layouts.forget()
                 gradients = [
                     gradient if gradient is None else readable_gradient(gradient, weight, label)
                     for gradient, weight, label in zip(gradients, self.weights, self.labels)
                 ]
                 if any(g is not None and g.dtype != self.gradient_dtype for g in gradients):
                     return False
+            found = addresses(gradients)
         self.gradients = gradients
-        addresses = _addresses(gradients)
-        if addresses != self.gradient_addresses:
-            self.gradient_addresses = addresses
-            self._set_column(GRADIENT, addresses)
+        if found != self.gradient_addresses:
+            self.gradient_addresses = found
+            self._set_column(GRADIENT, found)
         return True
 
     def _readable_as_they_lie(self, gradients: list[Tensor | None]) -> bool:
-        return all(
-            gradient is None
-            or (
-                gradient.layout == torch.strided
-                and gradient.dtype == self.gradient_dtype
-                and gradient.shape == shape  # torch looks only when it is assigned
-                and gradient.device == self.device
-                and not gradient.is_neg()  # as behind conj()
+        return (
+            all(
+                gradient is None
+                or (
+                    gradient.layout == torch.strided
+                    and gradient.dtype == self.gradient_dtype
+                    and gradient.shape == shape  # torch looks only when it is assigned
+                    and gradient.device == self.device
+                )
+                for gradient, shape in zip(gradients, self.shapes)
             )
-            for gradient, shape in zip(gradients, self.shapes)
-        ) and self._laid_out(gradients)
+            and not self._any_is_negated(gradients)
+            and self._laid_out(gradients)
+        )
+
+    def _any_is_negated(self, gradients: list[Tensor | None]) -> bool:
+        """Whether torch has a sign of them to be changed by whoever reads, as behind conj()."""
+        present: Iterable[Any] = gradients
+        if self.missing is not None:
+            present = [gradient for gradient in gradients if gradient is not None]
+        return any(map(is_neg, present))
 
     def _take_moments(self) -> None:
         if self.direction == "sgd":
             self._take_none()
+            return
+        t = common_step(self.entries, self.exp_avgs, self.exp_avg_sqs)
+        if t is not None and self._moments_stay():
+            self.steps = [t] * len(self.entries)
+            self.settled = True
+            self._note_lines()
             return
         entries = [entry or NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
@@ -293,9 +313,7 @@ class Launch:
         self.settled = (
             all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
-            # the same tensors may have moved: share_memory_() and `.data =` do that
-            and _addresses(exp_avgs) == self.exp_avg_addresses
-            and _addresses(exp_avg_sqs) == self.exp_avg_sq_addresses
+            and self._moments_stay()
             and (all(self.entries) or self._all_without_entry_are_missing())
         )
         if self.settled:
@@ -310,17 +328,24 @@ class Launch:
             elif row not in self.new_moments:
                 self._set_moments(row, None, None)
                 self.new_moments.add(row)
-        self.exp_avg_addresses = _addresses(self.exp_avgs)
-        self.exp_avg_sq_addresses = _addresses(self.exp_avg_sqs)
+        self.exp_avg_addresses = addresses(self.exp_avgs)
+        self.exp_avg_sq_addresses = addresses(self.exp_avg_sqs)
         self._set_column(EXP_AVG, self.exp_avg_addresses)
         self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
+
+    def _moments_stay(self) -> bool:
+        """Whether they lie where they did: share_memory_() and `.data =` move a tensor."""
+        return (
+            addresses(self.exp_avgs) == self.exp_avg_addresses
+            and addresses(self.exp_avg_sqs) == self.exp_avg_sq_addresses
+        )
 
     def _take_none(self) -> None:
         """SGD remembers nothing: no moments, no counts."""
         if not self.settled:
             self.settled = True
             self.steps = [0] * len(self.weights)
-            self.exp_avg_addresses = self.exp_avg_sq_addresses = _addresses(self.exp_avgs)
+            self.exp_avg_addresses = self.exp_avg_sq_addresses = addresses(self.exp_avgs)
         self._note_lines()
 
     def _note_lines(self) -> None:
@@ -349,10 +374,9 @@ class Launch:
             klass = [index[key] for key in keys]
         if klass != self.klass:
             self.klass = klass
-            self._set_column(CLASS, klass)
+            self._set_column(CLASS, array("q", klass))
 
-    def _set_column(self, which: int, numbers: list[int]) -> None:
-        column = array("q", numbers)
+    def _set_column(self, which: int, column: array[int]) -> None:
         if column != self.raw_rows[which::ROW_FIELDS]:
             self.raw_rows[which::ROW_FIELDS] = column
             self.rows_version += 1
@@ -377,20 +401,21 @@ class Launch:
         """Enter this step's moments and counts into the optimizer's state."""
         if self.direction == "sgd":
             return
-        if self.settled and self.missing is None:
-            for settled, t in zip(self.entries, self.steps):
-                settled["step"] = t + 1  # type: ignore[index]
+        if self.settled and self.missing is None and len(self.class_keys) == 1:
+            set_step(self.entries, self.class_keys[0][1])
             return
+        # one object for all counts of a class: the next step finds them in one place
+        counts = [self.class_keys[klass][1] for klass in self.klass]
         self.new_moments.clear()
-        for row, (gradient, entry, t) in enumerate(zip(self.gradients, self.entries, self.steps)):
+        for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries)):
             if gradient is None:
                 continue
             if not self.settled:
                 entry = state[self.weights[row]]
-                entry["step"] = t  # the first key of it
+                entry["step"] = 0  # the first key of it
                 entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
             assert entry is not None
-            entry["step"] = t + 1
+            entry["step"] = counts[row]
 
     @property
     def n_chunks(self) -> int:
@@ -462,10 +487,6 @@ def _pieces(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
     while start < end:
         yield start, min(start + most, end)
         start += most
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _all_are(wanted: Any, values: list[Any]) -> bool:

@@ -13,11 +13,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .compiled import reason_of_build
 from .device_copy import on_device, parts_on_device, table_on_device
 from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
-from .native import reason_of_build
 
 module: ModuleType | None = None
 _import_error = ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from operator import is_
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from .choice import choose_backend
 from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
+from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -160,17 +160,22 @@ class Table:
 
     def _take_up(self, groups: Groups, state: State) -> bool:
         """Read gradients, moments and counts; false where the table fits no longer."""
-        entries = [*state, *state.values()]  # looking each weight up would call Tensor.__hash__
-        known = self._entries
-        same = known is not None and len(known) == len(entries) and all(map(is_, entries, known))
+        for launch in self.launches:
+            launch.prefetch()
+        known, parameters = self._entries, [group["params"] for group in groups]
+        # looking each weight up would call Tensor.__hash__
+        same = known is not None and same_items(state, known)
         fits = (
             groups[0]["direction"] == self._direction
-            and [len(group["params"]) for group in groups] == self._group_sizes
-            and all(map(is_, parameters_of(groups), self._parameters))
+            and list(map(len, parameters)) == self._group_sizes
+            and same_objects(parameters, self._parameters)
             and not any(weight.numel() for weight in self._empty)
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
-        self._entries = entries if fits else None
+        if not fits:
+            self._entries = None
+        elif not same:
+            self._entries = [*state, *state.values()]
         return fits
 
     def _build(self, groups: Groups) -> None:
