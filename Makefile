@@ -56,13 +56,14 @@ test-gpu:
 	$(PYTHON) -m pytest -q
 
 # The C++ kernels under the address and the undefined-behaviour sanitizer, in a copy of the tree.
+# libstdc++ is named so that the sanitizer finds it first and can follow torch's exceptions.
 SANITIZED := build/sanitized
 sanitize: $(VENV)/.installed
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r csrc salsa_fused bench tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/salsa_fused/*.so
 	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(abspath $(BIN))/python -m pytest -q --capture=sys \
 	  tests/test_kernels.py tests/test_changes.py tests/test_trajectories.py
 
