@@ -194,14 +194,14 @@ def test_spans_cover_every_element_once(cxx, rows, itemsize):
     for size, _ in rows:
         launch.add(torch.empty(size, dtype=dtype, device="meta"), 0, "")
     launch.cut([aligned for _, aligned in rows])
-    chunks = np.array(launch.raw_chunks, dtype=np.int64)
+    chunks = np.array(launch.chunks.raw, dtype=np.int64)
     n = len(chunks) // 3
     out = np.zeros(4 * n, dtype=np.int64)
     length = backend.vector_bytes // itemsize
     cxx.spans(
         pointer(chunks),
         ctypes.c_int64(n),
-        ctypes.c_int64(launch.n_vector_chunks),
+        ctypes.c_int64(launch.chunks.n_vector),
         ctypes.c_int64(length),
         pointer(out),
     )

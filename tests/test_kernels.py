@@ -178,7 +178,7 @@ def test_only_the_chunks_of_the_unit_are_launched(monkeypatch):
         call = getattr(backend, kernel)
 
         def spy(launch, call=call):
-            rows = {*launch.raw_chunks[::3]}
+            rows = {*launch.chunks.raw[::3]}
             seen.append((sorted(rows), launch.saved is not None))
             return call(launch)
 
@@ -219,7 +219,7 @@ def test_weights_that_move_during_the_search_of_a_unit():
         table.final_write(groups, [0.4, 0.2])
         table.release()
         (launch,) = table.launches
-        assert launch.n_chunks == 6
+        assert launch.chunks.count == 6
         runs.append(weights)
     assert all(map(same_bits, *runs))
 
@@ -364,8 +364,8 @@ def launch_of(backend, weights, aligned):
 def ranges(launch):
     """(row, start, end, whether in vectors) of every chunk, in elements."""
     unit = launch.backend.vector_bytes // launch.dtype.itemsize
-    chunks = list(zip(*[iter(launch.raw_chunks)] * 3))
-    n = launch.n_vector_chunks
+    chunks = list(zip(*[iter(launch.chunks.raw)] * 3))
+    n = launch.chunks.n_vector
     vectors = [(row, start * unit, end * unit, True) for row, start, end in chunks[:n]]
     return vectors + [(*chunk, False) for chunk in chunks[n:]]
 

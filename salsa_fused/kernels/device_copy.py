@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import Launch, Part
+from .launch import ALL, Launch, Part
 
 WORDS = {"q": torch.int64, "f": torch.float32}
 
@@ -31,8 +31,8 @@ class DeviceCopy:
     rows_of: tuple[int, Any] | None = None
     chunks: dict[Part, Tensor] = field(default_factory=dict)
     chunks_of: dict[Part, tuple[int, Any]] = field(default_factory=dict)
-    parts: Tensor | None = None  # where each row's chunks are
-    parts_of: tuple[int, Any] | None = None
+    places: Tensor | None = None  # where each row's chunks are
+    places_of: tuple[int, Any] | None = None
 
 
 def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,19 +46,20 @@ def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor
         copy.rows_of = (launch.rows_version, stream)
     part = launch.unit, launch.others
     if copy.chunks_of.get(part) != (launch.chunks_version, stream):
-        copy.chunks[part] = send(launch.raw_chunks, launch.device)
+        copy.chunks[part] = send(launch.chunks.raw, launch.device)
         copy.chunks_of[part] = (launch.chunks_version, stream)
     return copy.rows, copy.chunks[part], send(launch.raw_classes, launch.device)
 
 
-def parts_on_device(launch: Launch) -> Tensor:
-    """``launch.raw_parts`` on its device, for launches on the current stream."""
+def places_on_device(launch: Launch) -> Tensor:
+    """Where each row's chunks are, on the launch's device, for launches on the current stream."""
     copy = launch.device_copy = launch.device_copy or DeviceCopy()
     with on_device(launch.device) as stream:
-        if copy.parts is None or copy.parts_of != (launch.chunks_version, stream):
-            copy.parts = send(launch.raw_parts, launch.device)
-            copy.parts_of = (launch.chunks_version, stream)
-    return copy.parts
+        if copy.places is None or copy.places_of != (launch.chunks_version, stream):
+            places = launch.parts[ALL].places_of_rows(len(launch.weights))
+            copy.places = send(places, launch.device)
+            copy.places_of = (launch.chunks_version, stream)
+    return copy.places
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

@@ -8,8 +8,7 @@ attribute of a tensor takes 50 ns to read.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_, itemgetter, or_
@@ -18,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chunks import Chunks, cut
 from .interface import AdamClass, Backend, Direction
 from .layout import is_dense, moment_like, readable_gradient
 from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
 
 SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
-# where the int64 fields of `Row` and `Chunk` in csrc/adam.h stand
+# where the int64 fields of `Row` in csrc/adam.h stand
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
-CHUNK_FIELDS = 3
 
 FIELDS_OF_ENTRY = itemgetter("step", "exp_avg", "exp_avg_sq")  # of an entry of the state
 NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
@@ -34,6 +33,7 @@ NO_ENTRY: dict[str, Any] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
 is_neg = Tensor.is_neg
 
 Part = tuple[int | None, bool]  # (unit, others) of a launch
+ALL: Part = (None, False)
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -46,11 +46,10 @@ def _empty() -> array[int]:
 class Launch:
     """Rows of one device, one pair of dtypes and one backend.
 
-    ``raw_rows`` and ``raw_chunks`` are the same table as addresses and sizes, for backends that
+    ``raw_rows`` and ``chunks.raw`` are the same table as addresses and sizes, for backends that
     read it in C++ or on a device: int64, laid out as ``Row`` and ``Chunk`` in ``csrc/adam.h``.
-    A row's gradient address is 0 in a step in which it has none.  The first ``n_vector_chunks``
-    chunks are aligned in all tensors and counted in vectors, the rest in elements; for a backend
-    without vectors all are of the second kind.
+    A row's gradient address is 0 in a step in which it has none.  For a backend without vectors no
+    chunk is counted in them.
     """
 
     backend: Backend
@@ -89,15 +88,14 @@ class Launch:
     class_keys: list[tuple[int, int]] = field(default_factory=list)  # (group, t after this step)
     classes: list[AdamClass] = field(default_factory=list)
     raw_rows: array[int] = field(default_factory=_empty)
-    raw_chunks: array[int] = field(default_factory=_empty)
-    n_vector_chunks: int = 0
+    chunks: Chunks = field(default_factory=lambda: Chunks(_empty(), 0))  # of what is selected
     unit: int | None = None  # the group whose weights a search moves; None: all
     others: bool = False  # the chunks are those of all but the unit
-    parts: dict[Part, tuple[array[int], int]] = field(default_factory=dict)
+    parts: dict[Part, Chunks] = field(default_factory=dict)
     rows_version: int = 0  # counts the changes of `raw_rows`
     chunks_version: int = 0
-    cut_for: int = -1  # the `rows_version` that `raw_chunks` was made for
-    aligned: list[bool] | None = None  # the rows that `raw_chunks` cuts into vectors
+    cut_for: int = -1  # the `rows_version` that `chunks` was made for
+    aligned: list[bool] | None = None  # the rows that `chunks` cuts into vectors
     device_copy: Any = None  # what a backend keeps of this table on its device
     saved_size: int = 0  # elements
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
@@ -130,15 +128,8 @@ class Launch:
     def cut(self, aligned: list[bool]) -> None:
         """Cut the rows into chunks; ``aligned`` says which of them vectors may be read of."""
         self.aligned = aligned
-        length, most = self.backend.vector_bytes // self.dtype.itemsize, self.backend.chunk_size
-        vectors, elements = array("q"), array("q")
-        for row, size in enumerate(self.sizes):
-            whole = size // length if aligned[row] else 0
-            for start, end in _pieces(0, whole, most // max(length, 1)):
-                vectors.extend((row, start, end))
-            for start, end in _pieces(whole * length, size, most):
-                elements.extend((row, start, end))
-        self.parts = {(None, False): (vectors + elements, len(vectors) // CHUNK_FIELDS)}
+        length = self.backend.vector_bytes // self.dtype.itemsize
+        self.parts = {ALL: cut(self.sizes, aligned, length, self.backend.chunk_size)}
         self.chunks_version += 1
         self.select(self.unit, others=self.others)
 
@@ -146,31 +137,8 @@ class Launch:
         """Let kernels go over the rows of one group only, of all others, or (None) over all."""
         self.unit, self.others = unit, others
         if (unit, others) not in self.parts:
-            self.parts[unit, others] = self._chunks_of_part()
-        self.raw_chunks, self.n_vector_chunks = self.parts[unit, others]
-
-    def _chunks_of_part(self) -> tuple[array[int], int]:
-        chunks, n_vector = self.parts[None, False]
-        found, vectors = array("q"), 0
-        for start in range(0, len(chunks), CHUNK_FIELDS):
-            if self.is_selected(chunks[start]):
-                found.extend(chunks[start : start + CHUNK_FIELDS])
-                vectors += start < n_vector * CHUNK_FIELDS
-        return found, vectors
-
-    @property
-    def raw_parts(self) -> array[int]:
-        """Where the vector chunks of each row begin and end in the list, and its other chunks."""
-        chunks, n_vector = self.parts[None, False]
-        rows = chunks[::CHUNK_FIELDS]
-        vectors, others = rows[:n_vector], rows[n_vector:]  # sorted
-        parts = array("q")
-        for row in range(len(self.weights)):
-            parts.extend((bisect_left(vectors, row), bisect_right(vectors, row)))
-            parts.extend(
-                (n_vector + bisect_left(others, row), n_vector + bisect_right(others, row))
-            )
-        return parts
+            self.parts[unit, others] = self.parts[ALL].of_rows(self.is_selected)
+        self.chunks = self.parts[unit, others]
 
     def is_selected(self, row: int) -> bool:
         """Whether kernels go over this row."""
@@ -418,10 +386,6 @@ class Launch:
             entry["step"] = counts[row]
 
     @property
-    def n_chunks(self) -> int:
-        return len(self.raw_chunks) // CHUNK_FIELDS
-
-    @property
     def raw_classes(self) -> array[float]:
         """The classes as C++ and devices read them: fp32, each float64 scalar rounded once."""
         return array("f", [scalar for c in self.classes for scalar in c])
@@ -448,7 +412,7 @@ class Launch:
             saved, self.saved = self.saved, None
             self.select(self.unit, others=True)
             try:
-                if self.n_chunks:
+                if self.chunks.count:
                     writes.append(step(self))
             finally:
                 self.saved = saved
@@ -481,12 +445,6 @@ class Launch:
         for row in self.new_moments:
             self.exp_avgs[row] = self.exp_avg_sqs[row] = None
         self.new_moments.clear()
-
-
-def _pieces(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-    while start < end:
-        yield start, min(start + most, end)
-        start += most
 
 
 def _all_are(wanted: Any, values: list[Any]) -> bool:

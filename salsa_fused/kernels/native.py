@@ -39,7 +39,7 @@ class NativeBackend:
     def first_trial(self, launch: Launch) -> Tensor:
         assert module is not None and launch.saved is not None
         module.cpu_advise_huge_pages(launch.saved.data_ptr(), launch.saved.nbytes)
-        partials = array("d", bytes(8 * launch.n_chunks))
+        partials = array("d", bytes(8 * launch.chunks.count))
         slope = _ready("cpu_first_trial", launch, partials.buffer_info()[0])()
         launch.moved = True
         return torch.tensor(slope, dtype=torch.float64, device="cpu")
@@ -54,7 +54,7 @@ class NativeBackend:
         return _ready_unless_skipped("cpu_sgd_step", launch)
 
     def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
-        partials = array("d", bytes(16 * launch.n_chunks))
+        partials = array("d", bytes(16 * launch.chunks.count))
         n_rows = len(launch.weights)
         ratios = torch.empty(n_rows, dtype=torch.float32, device="cpu")
         to = (partials.buffer_info()[0], ratios.data_ptr())
@@ -77,8 +77,8 @@ def _ready(
     classes = launch.raw_classes  # it has to live as long as the kernel runs
     native_launch = module.CpuLaunch(
         launch.raw_rows.buffer_info()[0],
-        launch.raw_chunks.buffer_info()[0],
-        launch.n_chunks,
+        launch.chunks.raw.buffer_info()[0],
+        launch.chunks.count,
         classes.buffer_info()[0],
         0 if launch.saved is None else launch.saved.data_ptr(),
         FAST_DTYPES.index(launch.dtype),

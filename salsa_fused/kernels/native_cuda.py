@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .compiled import reason_of_build
-from .device_copy import on_device, parts_on_device, table_on_device
+from .device_copy import on_device, places_on_device, table_on_device
 from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
@@ -56,7 +56,7 @@ class NativeCudaBackend:
         return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
-        partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
+        partials = torch.empty(launch.chunks.count, dtype=torch.float64, device=launch.device)
         _ready("first_trial", launch, partials.data_ptr())()
         launch.moved = True
         return partials.sum()  # no atomics in it: the same order in every run
@@ -72,9 +72,9 @@ class NativeCudaBackend:
 
     def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
         n_rows = len(launch.weights)
-        partials = torch.empty(2 * launch.n_chunks, dtype=torch.float64, device=launch.device)
+        partials = torch.empty(2 * launch.chunks.count, dtype=torch.float64, device=launch.device)
         ratios = torch.empty(n_rows, dtype=torch.float32, device=launch.device)
-        parts = parts_on_device(launch)
+        parts = places_on_device(launch)
         arguments = (partials.data_ptr(), parts.data_ptr(), n_rows, clip, ratios.data_ptr())
         _ready("trust_ratios", launch, *arguments, writes=False)()
         return ratios
@@ -105,8 +105,8 @@ def _ready(
     native_launch = module.CudaLaunch(
         rows.data_ptr(),
         chunks.data_ptr(),
-        launch.n_chunks,
-        launch.n_vector_chunks,
+        launch.chunks.count,
+        launch.chunks.n_vector,
         classes.data_ptr(),
         0 if launch.saved is None else launch.saved.data_ptr(),
         0 if launch.skip is None else launch.skip.data_ptr(),

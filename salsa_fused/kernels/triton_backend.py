@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_copy import on_device, parts_on_device, table_on_device
+from .device_copy import on_device, places_on_device, table_on_device
 from .launch import Launch
 from .layout import unfit_for_fast_kernels
 
@@ -38,7 +38,7 @@ class TritonBackend:
         return unfit_for_fast_kernels(weight, gradient_dtype) or launch_failure(weight.device)
 
     def first_trial(self, launch: Launch) -> Tensor:
-        partials = torch.empty(launch.n_chunks, dtype=torch.float64, device=launch.device)
+        partials = torch.empty(launch.chunks.count, dtype=torch.float64, device=launch.device)
         tensors = launch.saved, launch.ratios, partials
         _ready("first_trial", launch, *tensors, DIRECTION=launch.direction)()
         launch.moved = True
@@ -55,10 +55,10 @@ class TritonBackend:
 
     def trust_ratios(self, launch: Launch, clip: float) -> Tensor:
         device = launch.device
-        partials = torch.empty(2 * launch.n_chunks, dtype=torch.float64, device=device)
+        partials = torch.empty(2 * launch.chunks.count, dtype=torch.float64, device=device)
         ratios = torch.empty(len(launch.weights), dtype=torch.float32, device=device)
         _ready("norms", launch, partials, writes=False)()
-        arguments = (partials, parts_on_device(launch), clip, ratios)
+        arguments = (partials, places_on_device(launch), clip, ratios)
         with on_device(device):
             start(_kernels().trust_ratios, len(launch.weights), arguments, _options())
         return ratios
@@ -71,13 +71,13 @@ def _ready(
     kernel, device = getattr(_kernels(), name), launch.device
     constants = {**_constants(launch.dtype), **constants} if constants else _constants(launch.dtype)
     with on_device(launch.device) as stream:
-        arguments = (*table_on_device(launch, stream), *tensors, launch.n_vector_chunks)
+        arguments = (*table_on_device(launch, stream), *tensors, launch.chunks.n_vector)
         given = [tensor is None for tensor in tensors]
         variant = (name, launch.dtype, launch.direction, device, *given)
         if variant not in _compiled:
             compile_only(kernel, arguments, constants)
             _compiled.add(variant)
-    programs, weights = launch.n_chunks, launch.stepped if writes else []
+    programs, weights = launch.chunks.count, launch.stepped if writes else []
 
     def write() -> None:
         # autograd does not see writes through addresses

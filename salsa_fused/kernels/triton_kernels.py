@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .chunks import CHUNK_FIELDS as FIELDS_OF_CHUNK
 from .interface import AdamClass
 
 WEIGHT = tl.constexpr(launch.WEIGHT)
@@ -26,7 +27,7 @@ EXP_AVG_SQ = tl.constexpr(launch.EXP_AVG_SQ)
 SAVED_AT = tl.constexpr(launch.SAVED_AT)
 CLASS = tl.constexpr(launch.CLASS)
 ROW_FIELDS = tl.constexpr(launch.ROW_FIELDS)
-CHUNK_FIELDS = tl.constexpr(launch.CHUNK_FIELDS)
+CHUNK_FIELDS = tl.constexpr(FIELDS_OF_CHUNK)
 CLASS_FIELDS = tl.constexpr(len(AdamClass._fields))
 
 SCALARS = tl.constexpr(2)  # elements a thread holds of an unaligned chunk: more cost registers
