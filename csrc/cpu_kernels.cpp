@@ -27,6 +27,7 @@ namespace {
 
 constexpr int kLanes = 16;   // running sums of the slope, side by side in vector registers
 constexpr int kBlock = 512;  // elements that stay in the first cache while they are worked on
+constexpr int kBurst = 64;   // elements that are streamed at a time between reads: more, and they wait
 
 // Writes past the caches where `stream` says that the model is larger than they are: the line need
 // not be read first, and nothing useful is evicted.
@@ -92,9 +93,9 @@ template <Direction D, class T>
 SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
                                   const float* SALSA_RESTRICT v, const T* SALSA_RESTRICT saved,
                                   std::int64_t n, const AdamClass& c, bool stream) {
-    T moved[kBlock];
-    for (std::int64_t base = 0; base < n; base += kBlock) {
-        const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
+    T moved[kBurst];
+    for (std::int64_t base = 0; base < n; base += kBurst) {
+        const int m = static_cast<int>(n - base < kBurst ? n - base : kBurst);
         for (int i = 0; i < m; ++i) {
             const float direction =
                 tried_direction<D>(load(g[base + i]), at_index<D>(v, base + i), c);

@@ -40,7 +40,7 @@ const char* compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The compiled kernels of salsa_fused; called by salsa_fused/kernels/native.py.";
+    module.doc() = "The compiled part of salsa_fused; called by salsa_fused/kernels/{native,watch}.py.";
     module.attr("compiler") = compiler();
     module.attr("openmp") = salsa::cpu::has_openmp();
     module.attr("class_fields") = sizeof(salsa::AdamClass) / sizeof(float);

@@ -193,8 +193,10 @@ bool same_objects(const py::list& lists, const py::list& known) {
 
 // entry[name] = value, for all entries.
 void set_in_all(const py::list& entries, const py::str& name, const py::object& value) {
-    for (const py::handle& entry : entries)
-        if (PyDict_SetItem(entry.ptr(), name.ptr(), value.ptr()) < 0) throw py::error_already_set();
+    for (const py::handle& entry : entries) {
+        const auto set = PyDict_CheckExact(entry.ptr()) ? &PyDict_SetItem : &PyObject_SetItem;
+        if (set(entry.ptr(), name.ptr(), value.ptr()) < 0) throw py::error_already_set();
+    }
 }
 
 }  // namespace

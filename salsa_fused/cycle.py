@@ -31,11 +31,11 @@ UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0}  # how a unit beg
 
 def is_due(groups: Groups, line_search_class: type[LineSearch]) -> bool:
     """Whether the next step searches."""
-    unit = _turn(groups)
-    if unit is None:
-        return line_search_class.due(groups[0], groups[0]["steps_since_search"])
-    waited = min(group["steps_since_search"] for group in groups)
-    return line_search_class.due(groups[unit], waited)
+    if _turn(groups) is None:
+        waited = groups[0]["steps_since_search"]
+    else:
+        waited = min(group["steps_since_search"] for group in groups)
+    return line_search_class.due(groups[0], waited)
 
 
 def begin(groups: Groups, line_search_class: type[LineSearch]) -> LineSearch:
@@ -65,29 +65,34 @@ def applied(groups: Groups, search: LineSearch | None) -> float | list[float]:
 
 def count_plain_step(groups: Groups, line_search_class: type[LineSearch]) -> None:
     """Enter into the groups what a step without a search has changed."""
-    for group in groups:
-        group.update(line_search_class.plain_step(group))
+    unit = _turn(groups)
+    group = groups[unit or 0]
+    numbers = line_search_class.plain_step(group)
+    if len(groups) > 1:  # equal in all groups, also where a user has edited one
+        numbers = {name: group[name] for name in STATE_NAMES} | numbers
+    _enter(groups, unit, numbers, taken=True)
 
 
 def remember(groups: Groups, search: LineSearch) -> None:
     """Enter into the groups what a search has changed."""
     numbers = search.finish()._asdict()
-    if search.unit is not None:
-        _remember_unit(groups, search, numbers)
-        return
-    if search.outcome == "accepted" and groups[0]["units"] == "groups":
-        numbers |= UNSMOOTHED
-    for group in groups:
-        group.update(numbers)
-
-
-def _remember_unit(groups: Groups, search: LineSearch, numbers: dict[str, Any]) -> None:
-    taken = not search.skipped
-    if taken:
+    if search.unit is None:
+        if search.outcome == "accepted" and groups[0]["units"] == "groups":
+            numbers |= UNSMOOTHED
+    elif not search.skipped:
         numbers["next_unit"] = (numbers["next_unit"] + 1) % len(groups)
+    _enter(groups, search.unit, numbers, taken=not search.skipped)
+
+
+def _enter(groups: Groups, unit: int | None, numbers: dict[str, Any], *, taken: bool) -> None:
+    """All numbers into all groups; or those that are one unit's own into that unit only."""
+    if unit is None:
+        for group in groups:
+            group.update(numbers)
+        return
     shared = {name: value for name, value in numbers.items() if name not in OWN}
     for index, group in enumerate(groups):
-        if index == search.unit:
+        if index == unit:
             group.update(numbers)
         else:
             group.update(shared)

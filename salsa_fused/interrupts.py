@@ -22,13 +22,13 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
+        self._in_main = False
         self._holding = False
         self._pending = False
 
     def __enter__(self) -> Interrupts:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._hold()
+        self._in_main = threading.current_thread() is threading.main_thread()
+        self.hold()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -40,9 +40,11 @@ class Interrupts:
     def heard(self) -> Heard:
         return Heard(self)
 
-    def _hold(self) -> None:
-        signal.signal(signal.SIGINT, self._note)
-        self._holding = True
+    def hold(self) -> None:
+        """Hold it back, if Python's own handler is there and nobody does yet."""
+        if self._in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+            self._holding = True
 
     def _let_go(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -72,4 +74,4 @@ class Heard:
 
     def __exit__(self, *details: object) -> None:
         if self._held:
-            self._interrupts._hold()
+            self._interrupts.hold()  # not where the user's code has set a handler

@@ -266,6 +266,7 @@ class FusedSaLSa(Optimizer):
                 if skip is not None:
                     self._device_skips.count(skip)
         except BaseException:
+            interrupts.hold()  # an interrupt on the way out of the closure has not done so
             self._table.restore()
             calls.abandon()
             self._outer_replay = outer  # the same loss may be given again

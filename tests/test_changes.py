@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from array import array
+from collections import OrderedDict, UserDict
 
 import pytest
 import torch
@@ -262,3 +263,206 @@ def test_a_count_is_entered_everywhere(looks):
     entries = [{"step": 1}, {"other": 2}]
     looks.set_step(entries, 7)
     assert entries == [{"step": 7}, {"other": 2, "step": 7}]
+
+
+# -- changes by hand --------------------------------------------------------------------------
+
+
+def small(n=2, **keywords):
+    """An optimizer of `n` small weights after three plain steps, and how to take another."""
+    weights = [nn.Parameter(torch.ones(3) * (i + 1)) for i in range(n)]
+    keywords = {"search_period": None, "lr": 0.1, **keywords}
+    optimizer = FusedSaLSa(weights, **keywords)
+
+    def step():
+        for i, weight in enumerate(weights):
+            weight.grad = torch.full_like(weight, 0.5 + i)
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    return weights, optimizer, step
+
+
+def everything(weights, optimizer):
+    moments = [e[k] for e in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+    counts = [e["step"] for e in optimizer.state.values()]
+    tensors = [tensor.detach().clone() for tensor in (*weights, *moments)]
+    return tensors, counts, optimizer.metrics()["steps"]
+
+
+def assert_alike(ours, theirs):
+    assert all(map(torch.equal, ours[0], theirs[0]))
+    assert [int(count) for count in ours[1]] == theirs[1] and ours[2] == theirs[2]
+
+
+@pytest.fixture
+def stepped():
+    """After four steps, when nobody has changed anything."""
+    weights, optimizer, step = small()
+    step()
+    return everything(weights, optimizer)
+
+
+@pytest.mark.parametrize("sequence", [tuple, nn.ParameterList])
+def test_parameters_in_another_sequence(sequence, stepped, looks):
+    weights, optimizer, step = small()
+    group = optimizer.param_groups[0]
+    group["params"] = sequence(group["params"])
+    step()
+    assert_alike(everything(weights, optimizer), stepped)
+
+
+class Attributes(dict):
+    """A dictionary that sees what is entered."""
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        setattr(self, name, value)
+
+
+@pytest.mark.parametrize("mapping", [UserDict, OrderedDict, Attributes])
+def test_entries_that_are_other_mappings(mapping, stepped, looks):
+    weights, optimizer, step = small()
+    optimizer.state[weights[0]] = entry = mapping(optimizer.state[weights[0]])
+    step()
+    assert_alike(everything(weights, optimizer), stepped)
+    assert optimizer.state[weights[0]] is entry
+    assert getattr(entry, "step", 4) == 4
+
+
+def test_counts_that_are_tensors_stay_apart(stepped):
+    weights, optimizer, step = small()
+    for entry in optimizer.state.values():
+        entry["step"] = torch.tensor(float(entry["step"]))
+    step()
+    assert_alike(everything(weights, optimizer), stepped)
+    assert [type(entry["step"]) for entry in optimizer.state.values()] == [int, int]
+
+
+def test_a_plain_dictionary_as_state(stepped):
+    weights, optimizer, step = small()
+    optimizer.state = dict(optimizer.state)
+    step()
+    assert_alike(everything(weights, optimizer), stepped)
+    optimizer.state = {}
+    step()
+    assert [entry["step"] for entry in optimizer.state.values()] == [1, 1]
+
+
+def test_a_moment_that_is_transposed_where_it_lies(looks):
+    """Its numbers are where they were, and mean others."""
+    runs = []
+    for in_place in (True, False):
+        weight = nn.Parameter(torch.ones(3, 3))
+        optimizer = FusedSaLSa([weight], search_period=None, lr=0.1)
+        for step in range(4):
+            weight.grad = torch.arange(9.0).view(3, 3) - step
+            if step == 3 and in_place:
+                optimizer.state[weight]["exp_avg"].t_()
+            elif step == 3:
+                entry = optimizer.state[weight]
+                entry["exp_avg"] = entry["exp_avg"].t().contiguous()
+            optimizer.step()
+        runs.append(weight.detach())
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_moments_that_are_none(name):
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = FusedSaLSa(weights, search_period=None, lr=0.1)
+    optimizer.state[weights[1]] = {"step": 0, "exp_avg": None, "exp_avg_sq": None}
+    weights[0].grad = torch.ones(3)
+    optimizer.step()
+    weights[1].grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[weights[1]][name] = None
+    optimizer.step()
+    assert optimizer.state[weights[1]][name] is not None
+
+
+def test_an_entry_that_is_put_back_after_an_error():
+    weights, optimizer, step = small()
+    good = optimizer.state[weights[0]]
+    optimizer.state[weights[0]] = {**good, "exp_avg": torch.zeros(7)}
+    with pytest.raises(RuntimeError, match="its moments have"):
+        step()
+    optimizer.state[weights[0]] = good
+    step()
+    assert good["step"] == 4
+
+
+def test_a_group_that_is_appended_by_hand():
+    _, optimizer, step = small()
+    new = nn.Parameter(torch.ones(3))
+    new.grad = torch.ones(3)
+    first = optimizer.param_groups[0]
+    names = ("lr", "betas", "eps", "weight_decay", "maximize")
+    optimizer.param_groups.append({"params": [new], **{name: first[name] for name in names}})
+    for _ in range(2):
+        step()
+    assert optimizer.param_groups[1]["steps"] == first["steps"] == 5
+    assert optimizer.state[new]["step"] == 2
+
+
+# -- errors, and what comes after them --------------------------------------------------------
+
+
+def test_a_gradient_that_cannot_be_read_is_an_error_every_time():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = FusedSaLSa(embedding.parameters(), check_replay=False)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="is sparse"):
+            optimizer.step(lambda: embedding(torch.tensor([1, 2])).square().sum())
+    embedding.sparse = False
+    optimizer.step(lambda: embedding(torch.tensor([1, 2])).square().sum())
+    assert optimizer.metrics()["steps"] == 1
+
+
+def test_a_bad_gradient_of_a_new_group_stops_nobody_for_good():
+    weights, optimizer, step = small()
+    new = nn.Parameter(torch.ones(4, 4))
+    optimizer.add_param_group({"params": [new]})
+    new.grad = torch.ones(4, 4).to_sparse()
+    before = everything(weights, optimizer)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is sparse"):
+            step()
+    assert_alike(everything(weights, optimizer), before)
+    new.grad = torch.ones(4, 4)
+    step()
+    assert optimizer.state[new]["step"] == 1 and optimizer.state[weights[0]]["step"] == 4
+
+
+def test_a_weight_that_the_backend_cannot_serve_is_an_error_every_time():
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = FusedSaLSa([weight], backend="native", search_period=None)
+    weight.grad = torch.ones_like(weight)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="native"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("what", ["weight", "gradient", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_memory_that_was_freed(what, backend):
+    weights, optimizer, step = small(backend=backend)
+    entry = optimizer.state[weights[1]]
+    tensors = {"weight": weights[1].data, "gradient": torch.ones(3), **entry}
+    size = tensors[what].untyped_storage().nbytes()
+    if what == "gradient":
+        weights[0].grad = torch.ones(3)
+        weights[1].grad = tensors[what]
+        tensors[what].untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=r"the gradient of parameter 1 .*has no memory"):
+            optimizer.step()
+    else:
+        tensors[what].untyped_storage().resize_(0)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"parameter 1 .*has no memory"):
+                step()
+        tensors[what].untyped_storage().resize_(size)
+        tensors[what].fill_(1.0)
+    step()
+    assert [entry["step"] for entry in optimizer.state.values()] == [4, 4]

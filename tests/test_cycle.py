@@ -123,6 +123,22 @@ def test_a_search_is_due_by_the_steps_since_that_of_any_unit():
     assert [group["steps_since_search"] for group in groups] == [0, 3, 11]
 
 
+def test_the_settings_are_those_of_the_first_group():
+    groups = found(steps=20, period=1)
+    groups[0]["search_period"] = None
+    for _ in range(2 * N):
+        assert search(groups) is None
+
+
+@pytest.mark.parametrize("units", ["all", "groups"])
+def test_what_is_edited_in_one_group_is_equal_in_all_after_a_plain_step(units):
+    groups = groups_of(units=units, steps=20, period=50, located=True)
+    groups[0]["step_size"] = 0.3
+    assert search(groups) is None
+    assert [group["step_size"] for group in groups] == [0.3] * N
+    assert [group["steps"] for group in groups] == [21] * N
+
+
 def test_the_period_follows_the_unit_that_was_searched():
     doubling = PAPER._replace(schedule="doubling")
     groups = groups_of(doubling, accepted_once=True, located=True, step_size=0.2, period=4)

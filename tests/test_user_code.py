@@ -14,7 +14,8 @@ from torch import nn
 from torch.amp import GradScaler
 
 from salsa_fused import FusedSaLSa, scaling
-from salsa_fused.interrupts import Interrupts
+from salsa_fused.interrupts import Heard, Interrupts
+from salsa_fused.kernels import Table
 
 
 def build(**keywords):
@@ -407,6 +408,52 @@ def test_a_handler_of_ones_own_is_left_alone():
 
         optimizer.step(closure)
         assert heard and optimizer.metrics()["steps"] == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_handler_that_the_closure_installs_stays():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        net, optimizer = build()
+        evaluate = make_closure(net)
+
+        def closure():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return evaluate()
+
+        optimizer.step(closure)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_waits_until_all_is_put_back(monkeypatch):
+    """The first comes between the closure's end and the block around it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        net, optimizer = build()
+        for step in range(2):
+            optimizer.step(make_closure(net, step))
+        state = everything(net, optimizer)
+        leave, restore, entered = Heard.__exit__, Table.restore, []
+
+        def interrupted(heard, *details):
+            entered.append(heard)
+            if len(entered) == 2:  # at the first trial
+                raise KeyboardInterrupt
+            return leave(heard, *details)
+
+        def restore_meanwhile(table):
+            signal.raise_signal(signal.SIGINT)
+            return restore(table)
+
+        monkeypatch.setattr(Heard, "__exit__", interrupted)
+        monkeypatch.setattr(Table, "restore", restore_meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(make_closure(net, 2))
+        assert_same(state, everything(net, optimizer))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -14,6 +14,9 @@ try:
     module = importlib.import_module("salsa_fused._native")
 except ImportError as error:
     _import_error = str(error)
+else:
+    if not hasattr(module, "TensorReader"):  # built before the sources beside it
+        module, _import_error = None, "it is older than the sources: run `pip install` again"
 
 
 def missing() -> str | None:

@@ -1,8 +1,7 @@
 """The rows that one kernel launch serves, column by column.
 
-A plain step looks at every weight and gradient; on a GPU that is what it costs.  So the columns
-are plain lists, compared as lists: mostly nothing has changed since the step before, and an
-attribute of a tensor takes 50 ns to read.
+A plain step looks at every weight and gradient; on a GPU that is what it costs.  So whole columns
+are read and compared at once (see watch.py): mostly nothing has changed since the step before.
 """
 
 from __future__ import annotations
@@ -34,6 +33,11 @@ is_neg = Tensor.is_neg
 
 Part = tuple[int | None, bool]  # (unit, others) of a launch
 ALL: Part = (None, False)
+
+NO_MEMORY = (
+    "{} has no memory of its own: its storage was freed (`resize_(0)`), or it is a tensor "
+    "subclass that only describes others; give it its memory back before the step"
+)
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -81,6 +85,8 @@ class Launch:
     lines: array[int] | None = None  # of memory, which `take_up` reads (see watch.py)
     weight_layouts: Layouts = field(default_factory=Layouts)
     gradient_layouts: Layouts = field(default_factory=Layouts)
+    exp_avg_layouts: Layouts = field(default_factory=Layouts)
+    exp_avg_sq_layouts: Layouts = field(default_factory=Layouts)
     missing: list[bool] | None = None  # the rows without a gradient, if there are any
     settled: bool = False  # the state's entries hold these very moments
     new_moments: set[int] = field(default_factory=set)  # zeros that no step has written yet
@@ -108,6 +114,8 @@ class Launch:
     def add(self, weight: Tensor, group: int, label: str) -> None:
         """Another row."""
         size, address = weight.numel(), weight.data_ptr()
+        if address == 0 and weight.device.type != "meta":
+            raise RuntimeError(NO_MEMORY.format(label))
         self.weights.append(weight)
         self.groups.append(group)
         self.saved_at.append(self.saved_size)
@@ -179,6 +187,7 @@ class Launch:
         found = addresses(self.weights)
         if found == self.addresses:
             return False
+        self._expect_memory(found, self.weights, "{}")
         if not self._fit(self.weights):
             raise RuntimeError(
                 "the closure replaced a weight by one of another shape, dtype or memory order "
@@ -234,6 +243,7 @@ class Launch:
             found = addresses(gradients)
         self.gradients = gradients
         if found != self.gradient_addresses:
+            self._expect_memory(found, gradients, "the gradient of {}")
             self.gradient_addresses = found
             self._set_column(GRADIENT, found)
         return True
@@ -273,7 +283,7 @@ class Launch:
             return
         entries = [entry or NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
-        self.steps = steps
+        self.steps = list(map(int, steps))
         if self.missing is not None:  # rows without gradient are left as they are
             for row, without in enumerate(self.missing):
                 if without:
@@ -282,7 +292,7 @@ class Launch:
             all(map(is_, exp_avgs, self.exp_avgs))
             and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
             and self._moments_stay()
-            and (all(self.entries) or self._all_without_entry_are_missing())
+            and self._all_without_moments_are_missing()
         )
         if self.settled:
             self._note_lines()
@@ -296,17 +306,29 @@ class Launch:
             elif row not in self.new_moments:
                 self._set_moments(row, None, None)
                 self.new_moments.add(row)
-        self.exp_avg_addresses = addresses(self.exp_avgs)
-        self.exp_avg_sq_addresses = addresses(self.exp_avg_sqs)
+        found, found_sq = addresses(self.exp_avgs), addresses(self.exp_avg_sqs)
+        self._expect_memory(found, self.exp_avgs, "`exp_avg` of {}")
+        self._expect_memory(found_sq, self.exp_avg_sqs, "`exp_avg_sq` of {}")
+        self.exp_avg_addresses, self.exp_avg_sq_addresses = found, found_sq
+        self.exp_avg_layouts.remember(self.exp_avgs)
+        self.exp_avg_sq_layouts.remember(self.exp_avg_sqs)
         self._set_column(EXP_AVG, self.exp_avg_addresses)
         self._set_column(EXP_AVG_SQ, self.exp_avg_sq_addresses)
 
     def _moments_stay(self) -> bool:
-        """Whether they lie where they did: share_memory_() and `.data =` move a tensor."""
+        """Whether they lie as they did: `share_memory_()`, `.data =` and `t_()` change a tensor."""
         return (
-            addresses(self.exp_avgs) == self.exp_avg_addresses
-            and addresses(self.exp_avg_sqs) == self.exp_avg_sq_addresses
+            self.exp_avg_layouts.addresses(self.exp_avgs) == self.exp_avg_addresses
+            and self.exp_avg_sq_layouts.addresses(self.exp_avg_sqs) == self.exp_avg_sq_addresses
         )
+
+    def _expect_memory(
+        self, found: array[int], tensors: Sequence[Tensor | None], what: str
+    ) -> None:
+        if 0 in found:
+            for address, tensor, label in zip(found, tensors, self.labels):
+                if address == 0 and tensor is not None:
+                    raise RuntimeError(NO_MEMORY.format(what.format(label)))
 
     def _take_none(self) -> None:
         """SGD remembers nothing: no moments, no counts."""
@@ -321,9 +343,12 @@ class Launch:
             tensors = (*self.weights, *self.gradients, *self.exp_avgs, *self.exp_avg_sqs)
             self.lines = lines_of(tensors, self.entries)
 
-    def _all_without_entry_are_missing(self) -> bool:
-        return self.missing is not None and all(
-            entry or without for entry, without in zip(self.entries, self.missing)
+    def _all_without_moments_are_missing(self) -> bool:
+        return all(
+            gradient is None or (entry and exp_avg is not None and exp_avg_sq is not None)
+            for gradient, entry, exp_avg, exp_avg_sq in zip(
+                self.gradients, self.entries, self.exp_avgs, self.exp_avg_sqs
+            )
         )
 
     def _set_moments(self, row: int, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> None:
@@ -379,7 +404,7 @@ class Launch:
             if gradient is None:
                 continue
             if not self.settled:
-                entry = state[self.weights[row]]
+                entry = state.setdefault(self.weights[row], {})
                 entry["step"] = 0  # the first key of it
                 entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
             assert entry is not None

@@ -9,7 +9,7 @@ and a loaded state all move tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class Table:
             launch.commit(state)
         for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
             if weight.grad is not None and self._direction != "sgd":
-                t = state[weight].get("step", 0)
+                t = state.get(weight, {}).get("step", 0)
                 moments = {name: moment_like(weight) for name in ("exp_avg", "exp_avg_sq")}
                 state[weight] = {"step": t + 1, **moments}
 
@@ -162,8 +162,9 @@ class Table:
         """Read gradients, moments and counts; false where the table fits no longer."""
         for launch in self.launches:
             launch.prefetch()
-        known, parameters = self._entries, [group["params"] for group in groups]
+        parameters = [as_list(group["params"]) for group in groups]
         # looking each weight up would call Tensor.__hash__
+        known, self._entries = self._entries, None  # until all launches have them
         same = known is not None and same_items(state, known)
         fits = (
             groups[0]["direction"] == self._direction
@@ -172,18 +173,14 @@ class Table:
             and not any(weight.numel() for weight in self._empty)
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
-        if not fits:
-            self._entries = None
-        elif not same:
-            self._entries = [*state, *state.values()]
+        if fits:
+            self._entries = known if same else [*state, *state.values()]
         return fits
 
     def _build(self, groups: Groups) -> None:
         """Rows, chunks and launches anew; zero-size tensors never enter."""
-        self._direction = groups[0]["direction"]
-        self._parameters = parameters_of(groups)
-        self._group_sizes = [len(group["params"]) for group in groups]
-        self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
+        self._parameters = []  # where this raises, no table fits
+        direction = groups[0]["direction"]
         launches: dict[tuple[Any, ...], Launch] = {}
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
@@ -197,10 +194,14 @@ class Table:
                 key = (backend.name, weight.device, weight.dtype, gradient_dtype)
                 if key not in launches:
                     launches[key] = Launch(
-                        backend, weight.device, weight.dtype, gradient_dtype, self._direction
+                        backend, weight.device, weight.dtype, gradient_dtype, direction
                     )
                 launches[key].add(weight, index, label)
         self.launches = list(launches.values())
+        self._direction = direction
+        self._parameters = parameters_of(groups)
+        self._group_sizes = [len(group["params"]) for group in groups]
+        self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
 
     def _set_classes(self, groups: Groups, step_size: float | list[float], *, trial: bool) -> None:
         """The scalars for a trial or for the final write, in float64.
@@ -218,6 +219,11 @@ class Table:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 step = sizes[index] * (relative if trial else factors[index])
                 launch.classes.append(class_of(groups[index], t, step, relative, trial))
+
+
+def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """What stands in a group: a list, unless somebody has put another sequence there."""
+    return parameters if isinstance(parameters, list) else list(parameters)
 
 
 def parameters_of(groups: Groups) -> list[Tensor]:

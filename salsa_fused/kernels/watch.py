@@ -26,7 +26,8 @@ Tensors = list[Tensor] | list[Tensor | None]
 
 reader: Any = None
 if module is not None:
-    with suppress(AttributeError, RuntimeError):  # a torch without that API, or with another
+    # a torch without that API, or with another
+    with suppress(AttributeError, RuntimeError, ValueError):
         reader = module.TensorReader(torch.Tensor.__dlpack_c_exchange_api__)
 
 
@@ -45,10 +46,10 @@ class Layouts:
     """Shapes, strides, dtypes and devices of tensors, and which are None, as last remembered."""
 
     def __init__(self) -> None:
-        self._known: bytes | None = None
+        self._known: bytes | list[Any] | None = None
 
     def remember(self, tensors: Tensors) -> None:
-        self._known = None if reader is None else reader.layouts(tensors)
+        self._known = _described(tensors) if reader is None else reader.layouts(tensors)
 
     def forget(self) -> None:
         self._known = None
@@ -57,9 +58,18 @@ class Layouts:
         """Where they lie, if all else is as remembered; None also where it is not known."""
         if self._known is None:
             return None
+        if reader is None:
+            return addresses(tensors) if _described(tensors) == self._known else None
         found = array("q", bytes(8 * len(tensors)))
         same = reader.addresses_in(tensors, self._known, found.buffer_info()[0])
         return found if same else None
+
+
+def _described(tensors: Tensors) -> list[Any] | None:
+    """Layouts in Python; None where there is a tensor that has none (a sparse one)."""
+    with suppress(RuntimeError):
+        return [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+    return None
 
 
 def lines_of(tensors: Iterable[Tensor | None], others: Iterable[object]) -> array[int]:
