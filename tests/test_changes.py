@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import subprocess
+import sys
 from array import array
 from collections import OrderedDict, UserDict
 
@@ -204,6 +206,16 @@ def test_another_version_of_dlpack_is_not_used():
         module.TensorReader(new(ctypes.addressof(version), b"dlpack_exchange_api", None))
     with pytest.raises(ValueError, match="PyCapsule"):
         module.TensorReader(new(ctypes.addressof(version), b"something else", None))
+
+
+@pytest.mark.parametrize("other", ["None", "datetime.datetime_CAPI"])
+def test_a_torch_with_another_api_is_read_in_python(other):
+    code = (
+        f"import datetime, torch; torch.Tensor.__dlpack_c_exchange_api__ = {other}; "
+        "from salsa_fused.kernels import watch; print(watch.reader)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "None\n"
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "python"])

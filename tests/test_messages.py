@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -421,3 +423,12 @@ def test_a_search_that_has_not_ended():
         _ = search.result
     with pytest.raises(RuntimeError, match="has not ended"):
         search.finish()
+
+
+def test_a_compiled_module_that_is_older_than_the_sources_is_not_used():
+    code = (
+        "import sys, types; sys.modules['salsa_fused._native'] = types.ModuleType('_native'); "
+        "from salsa_fused.kernels import compiled; print(compiled.missing())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "older than the sources" in run.stdout
