@@ -65,7 +65,7 @@ sanitize: $(VENV)/.installed
 	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(abspath $(BIN))/python -m pytest -q --capture=sys \
-	  tests/test_kernels.py tests/test_changes.py tests/test_trajectories.py
+	  tests/test_kernels.py tests/test_changes.py tests/test_watch.py tests/test_trajectories.py
 
 # Every property test with 10,000 cases instead of 200; hours.
 fuzz: $(VENV)/.installed

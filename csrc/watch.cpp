@@ -106,9 +106,8 @@ private:
     }
 
     static void write(Address to, Py_ssize_t i, const Tensor* tensor) {
-        const char* data = tensor == nullptr ? nullptr : static_cast<const char*>(tensor->data);
-        const std::uint64_t offset = tensor == nullptr ? 0 : tensor->byte_offset;
-        reinterpret_cast<std::uintptr_t*>(to)[i] = reinterpret_cast<Address>(data) + offset;
+        reinterpret_cast<Address*>(to)[i] =
+            tensor == nullptr ? 0 : reinterpret_cast<Address>(tensor->data) + tensor->byte_offset;
     }
 
     salsa::dlpack::FromPyObject from_py_object_;

@@ -22,12 +22,11 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._in_main = False
+        self._in_main = threading.current_thread() is threading.main_thread()
         self._holding = False
         self._pending = False
 
     def __enter__(self) -> Interrupts:
-        self._in_main = threading.current_thread() is threading.main_thread()
         self.hold()
         return self
 

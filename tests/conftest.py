@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when OpenMP loads, before torch
 
 import hypothesis
+import pytest
 
 hypothesis.settings.register_profile("test", max_examples=200, deadline=None)
 hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None)
@@ -19,3 +20,14 @@ if not all(map(importlib.util.find_spec, ("rich", "matplotlib", "sklearn"))):
 def pytest_report_header() -> list[str]:
     missing = "collect_ignore_glob" in globals()
     return ["without test_bench*.py: pip install -e '.[bench]'"] * missing
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "python"])
+def looks(request, monkeypatch):
+    """What looks at tensors, as it is and as it is without the compiled module."""
+    from salsa_fused.kernels import watch
+
+    if not request.param:
+        monkeypatch.setattr(watch, "module", None)
+        monkeypatch.setattr(watch, "reader", None)
+    return watch

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
-import subprocess
-import sys
-from array import array
 from collections import OrderedDict, UserDict
 
 import pytest
@@ -14,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import same_bits
+from models import assert_same, everything
 from torch import nn
 
 from salsa_fused import FusedSaLSa
@@ -151,132 +147,6 @@ def test_nothing_goes_unnoticed(compiled, changes):
             assert a.dtype == b.dtype and same_bits(a.contiguous(), b.contiguous()), (step, i)
 
 
-# -- the looks at all tensors -----------------------------------------------------------------
-
-needs_reader = pytest.mark.skipif(watch.reader is None, reason="the C++ kernels are not built")
-
-
-@needs_reader
-def test_layouts_are_as_remembered_and_nothing_else_is():
-    def tensors(other=None):
-        return [torch.zeros(4, 4), None, torch.zeros(2) if other is None else other]
-
-    known = watch.Layouts()
-    assert known.addresses(tensors()) is None
-    known.remember(tensors())
-    these = tensors()
-    assert known.addresses(these) == array("q", [these[0].data_ptr(), 0, these[2].data_ptr()])
-    for other in (
-        torch.zeros(2, dtype=torch.bfloat16),
-        torch.zeros(2, dtype=torch.float16),
-        torch.zeros(2, dtype=torch.int32),
-        torch.zeros(3),
-        torch.zeros(2, 1),
-        torch.zeros(()),
-        torch.zeros(4)[::2],
-        torch.zeros(2).to_sparse(),
-        torch.zeros(2, device="meta"),
-    ):
-        assert known.addresses(tensors(other)) is None, other
-    assert known.addresses([torch.zeros(4, 4), torch.zeros(2), None]) is None
-    assert known.addresses([torch.zeros(4, 4), None]) is None
-    assert known.addresses([*tensors(), torch.zeros(2)]) is None
-    assert known.addresses(tensors()) is not None
-
-
-@needs_reader
-def test_what_cannot_be_described_is_not_remembered():
-    known = watch.Layouts()
-    known.remember([torch.zeros(2), torch.zeros(2).to_sparse()])
-    assert known.addresses([torch.zeros(2)]) is None
-    with pytest.raises(RuntimeError, match="storage"):
-        watch.addresses([torch.zeros(2).to_sparse()])
-
-
-@needs_reader
-def test_another_version_of_dlpack_is_not_used():
-    module = pytest.importorskip("salsa_fused._native")
-    version = ctypes.create_string_buffer(struct.pack("IIQQQQQQ", 2, 0, *[1] * 6))
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = (
-        ctypes.py_object,
-        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
-    )
-    with pytest.raises(RuntimeError, match="DLPack"):
-        module.TensorReader(new(ctypes.addressof(version), b"dlpack_exchange_api", None))
-    with pytest.raises(ValueError, match="PyCapsule"):
-        module.TensorReader(new(ctypes.addressof(version), b"something else", None))
-
-
-@pytest.mark.parametrize("other", ["None", "datetime.datetime_CAPI"])
-def test_a_torch_with_another_api_is_read_in_python(other):
-    code = (
-        f"import datetime, torch; torch.Tensor.__dlpack_c_exchange_api__ = {other}; "
-        "from salsa_fused.kernels import watch; print(watch.reader)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "None\n"
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "python"])
-def looks(request, monkeypatch):
-    """`watch`, as it is and as it is without the compiled module."""
-    if not request.param:
-        monkeypatch.setattr(watch, "module", None)
-        monkeypatch.setattr(watch, "reader", None)
-    return watch
-
-
-def test_addresses_begin_at_the_first_element(looks):
-    whole = torch.zeros(10, dtype=torch.bfloat16)
-    assert list(looks.addresses([whole[3:], None, whole])) == [
-        whole.data_ptr() + 6,
-        0,
-        whole.data_ptr(),
-    ]
-
-
-def test_the_same_objects(looks):
-    a, b, c = ([] for _ in range(3))
-    assert looks.same_objects([[a], [], [b, c]], [a, b, c])
-    for others in ([a, b], [a, b, c, c], [a, c, b], [a, b, []], []):
-        assert not looks.same_objects([[a], [b, c]], others)
-    state = {"x": a, "y": b}
-    assert looks.same_items(state, ["x", "y", a, b])
-    for others in (["x", "y", a, c], ["y", "x", b, a], ["x", a], ["x", "y", a, b, c]):
-        assert not looks.same_items(state, others)
-
-
-def test_the_count_that_all_entries_share():
-    moments = [torch.zeros(1) for _ in range(40)]
-
-    def entries(**changes):
-        found = [{"step": 1000, "exp_avg": m, "exp_avg_sq": m} for m in moments]
-        found[20].update(changes)
-        return found
-
-    def common_step(entries):
-        return watch.common_step(entries, moments, moments)
-
-    if watch.module is not None:
-        assert common_step(entries()) == 1000
-    changes: list[dict] = [{"step": 999}, {"step": 1e3}, {"exp_avg": None}]
-    changes += [{"exp_avg_sq": torch.zeros(1)}, {"step": torch.tensor(1000)}]
-    for change in changes:
-        assert common_step(entries(**change)) is None
-    assert common_step([*entries()[:-1], None]) is None
-    assert common_step([*entries()[:-1], {}]) is None
-    assert common_step(entries()[:-1]) is None
-    missing = [{"step": 1, "exp_avg": None, "exp_avg_sq": None}]
-    assert watch.common_step(missing, [None], [None]) is None
-
-
-def test_a_count_is_entered_everywhere(looks):
-    entries = [{"step": 1}, {"other": 2}]
-    looks.set_step(entries, 7)
-    assert entries == [{"step": 7}, {"other": 2, "step": 7}]
-
-
 # -- changes by hand --------------------------------------------------------------------------
 
 
@@ -296,24 +166,12 @@ def small(n=2, **keywords):
     return weights, optimizer, step
 
 
-def everything(weights, optimizer):
-    moments = [e[k] for e in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
-    counts = [e["step"] for e in optimizer.state.values()]
-    tensors = [tensor.detach().clone() for tensor in (*weights, *moments)]
-    return tensors, counts, optimizer.metrics()["steps"]
-
-
-def assert_alike(ours, theirs):
-    assert all(map(torch.equal, ours[0], theirs[0]))
-    assert [int(count) for count in ours[1]] == theirs[1] and ours[2] == theirs[2]
-
-
 @pytest.fixture
 def stepped():
     """After four steps, when nobody has changed anything."""
     weights, optimizer, step = small()
     step()
-    return everything(weights, optimizer)
+    return everything(nn.ParameterList(weights), optimizer)
 
 
 @pytest.mark.parametrize("sequence", [tuple, nn.ParameterList])
@@ -322,7 +180,7 @@ def test_parameters_in_another_sequence(sequence, stepped, looks):
     group = optimizer.param_groups[0]
     group["params"] = sequence(group["params"])
     step()
-    assert_alike(everything(weights, optimizer), stepped)
+    assert_same(everything(nn.ParameterList(weights), optimizer), stepped)
 
 
 class Attributes(dict):
@@ -338,7 +196,7 @@ def test_entries_that_are_other_mappings(mapping, stepped, looks):
     weights, optimizer, step = small()
     optimizer.state[weights[0]] = entry = mapping(optimizer.state[weights[0]])
     step()
-    assert_alike(everything(weights, optimizer), stepped)
+    assert_same(everything(nn.ParameterList(weights), optimizer), stepped)
     assert optimizer.state[weights[0]] is entry
     assert getattr(entry, "step", 4) == 4
 
@@ -348,7 +206,7 @@ def test_counts_that_are_tensors_stay_apart(stepped):
     for entry in optimizer.state.values():
         entry["step"] = torch.tensor(float(entry["step"]))
     step()
-    assert_alike(everything(weights, optimizer), stepped)
+    assert_same(everything(nn.ParameterList(weights), optimizer), stepped)
     assert [type(entry["step"]) for entry in optimizer.state.values()] == [int, int]
 
 
@@ -356,7 +214,7 @@ def test_a_plain_dictionary_as_state(stepped):
     weights, optimizer, step = small()
     optimizer.state = dict(optimizer.state)
     step()
-    assert_alike(everything(weights, optimizer), stepped)
+    assert_same(everything(nn.ParameterList(weights), optimizer), stepped)
     optimizer.state = {}
     step()
     assert [entry["step"] for entry in optimizer.state.values()] == [1, 1]
@@ -437,11 +295,11 @@ def test_a_bad_gradient_of_a_new_group_stops_nobody_for_good():
     new = nn.Parameter(torch.ones(4, 4))
     optimizer.add_param_group({"params": [new]})
     new.grad = torch.ones(4, 4).to_sparse()
-    before = everything(weights, optimizer)
+    before = everything(nn.ParameterList(weights), optimizer)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="is sparse"):
             step()
-    assert_alike(everything(weights, optimizer), before)
+    assert_same(everything(nn.ParameterList(weights), optimizer), before)
     new.grad = torch.ones(4, 4)
     step()
     assert optimizer.state[new]["step"] == 1 and optimizer.state[weights[0]]["step"] == 4

@@ -329,6 +329,13 @@ def test_a_block_counts_for_one_step():
 # -- interrupts and threads -------------------------------------------------------------------
 
 
+@pytest.fixture
+def pythons_handler():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
 def test_an_interrupt_at_any_moment_leaves_a_whole_step_or_none():
     weights = [nn.Parameter(torch.full((400_000,), 1.0)) for _ in range(4)]
@@ -375,7 +382,7 @@ def test_an_interrupt_at_any_moment_leaves_a_whole_step_or_none():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_on_the_way_out_of_the_closure_leaves_pythons_handler():
+def test_an_interrupt_on_the_way_out_of_the_closure_leaves_pythons_handler(pythons_handler):
     blocks = []
 
     def step():
@@ -384,15 +391,11 @@ def test_an_interrupt_on_the_way_out_of_the_closure_leaves_pythons_handler():
             blocks[0].__enter__()
             raise KeyboardInterrupt  # before the block's __exit__
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            step()
-        blocks.clear()
-        gc.collect()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    blocks.clear()
+    gc.collect()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_handler_of_ones_own_is_left_alone():
@@ -412,50 +415,42 @@ def test_a_handler_of_ones_own_is_left_alone():
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_handler_that_the_closure_installs_stays():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        net, optimizer = build()
-        evaluate = make_closure(net)
+def test_a_handler_that_the_closure_installs_stays(pythons_handler):
+    net, optimizer = build()
+    evaluate = make_closure(net)
 
-        def closure():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return evaluate()
+    def closure():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return evaluate()
 
-        optimizer.step(closure)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    optimizer.step(closure)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_a_second_interrupt_waits_until_all_is_put_back(monkeypatch):
+def test_a_second_interrupt_waits_until_all_is_put_back(pythons_handler, monkeypatch):
     """The first comes between the closure's end and the block around it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        net, optimizer = build()
-        for step in range(2):
-            optimizer.step(make_closure(net, step))
-        state = everything(net, optimizer)
-        leave, restore, entered = Heard.__exit__, Table.restore, []
+    net, optimizer = build()
+    for step in range(2):
+        optimizer.step(make_closure(net, step))
+    state = everything(net, optimizer)
+    leave, restore, entered = Heard.__exit__, Table.restore, []
 
-        def interrupted(heard, *details):
-            entered.append(heard)
-            if len(entered) == 2:  # at the first trial
-                raise KeyboardInterrupt
-            return leave(heard, *details)
+    def interrupted(heard, *details):
+        entered.append(heard)
+        if len(entered) == 2:  # at the first trial
+            raise KeyboardInterrupt
+        return leave(heard, *details)
 
-        def restore_meanwhile(table):
-            signal.raise_signal(signal.SIGINT)
-            return restore(table)
+    def restore_meanwhile(table):
+        signal.raise_signal(signal.SIGINT)
+        return restore(table)
 
-        monkeypatch.setattr(Heard, "__exit__", interrupted)
-        monkeypatch.setattr(Table, "restore", restore_meanwhile)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step(make_closure(net, 2))
-        assert_same(state, everything(net, optimizer))
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(Heard, "__exit__", interrupted)
+    monkeypatch.setattr(Table, "restore", restore_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(make_closure(net, 2))
+    assert_same(state, everything(net, optimizer))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_steps_in_threads():

@@ -1,4 +1,7 @@
-"""The compiled module (``csrc/``), where it is there; where not, why."""
+"""The compiled modules (``csrc/``), where they are there; where not, why.
+
+``module`` is that of the CPU's kernels; native_cuda.py loads the other.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,34 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-module: ModuleType | None = None
-_import_error = ""
-try:
-    module = importlib.import_module("salsa_fused._native")
-except ImportError as error:
-    _import_error = str(error)
-else:
-    if not hasattr(module, "TensorReader"):  # built before the sources beside it
-        module, _import_error = None, "it is older than the sources: run `pip install` again"
+
+def load(name: str) -> tuple[ModuleType | None, str]:
+    """A compiled module, or None and the error of its import."""
+    try:
+        return importlib.import_module(f"salsa_fused.{name}"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+module, _import_error = load("_native")
+if module is not None and not hasattr(module, "TensorReader"):  # built before the sources beside it
+    module, _import_error = None, "it is older than the sources: run `pip install` again"
 
 
 def missing() -> str | None:
     """Why the compiled module is not there; None if it is."""
     if module is not None:
         return None
-    return reason_of_build("native") or f"the compiled module does not load: {_import_error}"
+    return reason_of_absence("native", _import_error)
 
 
-def reason_of_build(name: str) -> str | None:
-    """What `pip install` noted where it left these kernels out."""
+def reason_of_absence(name: str, import_error: str) -> str:
+    """What `pip install` noted where it left these kernels out, or else the error."""
     note = Path(__file__).parent.parent / "_build.json"
     with suppress(OSError, ValueError):
         if reason := json.loads(note.read_text()).get(name):
             return f"it was not built: {reason}"
-    return None
+    return f"the compiled module does not load: {import_error}"
 
 
 def description() -> str:

@@ -276,27 +276,35 @@ class Launch:
             self._take_none()
             return
         t = common_step(self.entries, self.exp_avgs, self.exp_avg_sqs)
-        if t is not None and self._moments_stay():
+        if t is not None:
             self.steps = [t] * len(self.entries)
-            self.settled = True
+            exp_avgs, exp_avg_sqs, same = self.exp_avgs, self.exp_avg_sqs, True
+        else:
+            self.steps, exp_avgs, exp_avg_sqs = self._read_entries()
+            same = (
+                all(map(is_, exp_avgs, self.exp_avgs))
+                and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
+                and self._all_without_moments_are_missing()
+            )
+        self.settled = same and self._moments_stay()
+        if self.settled:
             self._note_lines()
-            return
+        else:
+            self._replace_moments(exp_avgs, exp_avg_sqs)
+
+    def _read_entries(self) -> tuple[list[int], list[Tensor | None], list[Tensor | None]]:
+        """Counts and moments; for rows without gradient the moments that they had."""
         entries = [entry or NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
-        self.steps = list(map(int, steps))
-        if self.missing is not None:  # rows without gradient are left as they are
+        if self.missing is not None:
             for row, without in enumerate(self.missing):
                 if without:
                     exp_avgs[row], exp_avg_sqs[row] = self.exp_avgs[row], self.exp_avg_sqs[row]
-        self.settled = (
-            all(map(is_, exp_avgs, self.exp_avgs))
-            and all(map(is_, exp_avg_sqs, self.exp_avg_sqs))
-            and self._moments_stay()
-            and self._all_without_moments_are_missing()
-        )
-        if self.settled:
-            self._note_lines()
-            return
+        return list(map(int, steps)), exp_avgs, exp_avg_sqs
+
+    def _replace_moments(
+        self, exp_avgs: list[Tensor | None], exp_avg_sqs: list[Tensor | None]
+    ) -> None:
         self.lines = None
         for row, gradient in enumerate(self.gradients):
             if gradient is None:

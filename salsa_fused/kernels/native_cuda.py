@@ -5,32 +5,25 @@ They serve where Triton cannot run.  Table, chunks and bits are Triton's.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache, partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .compiled import reason_of_build
+from .compiled import load, reason_of_absence
 from .device_copy import on_device, places_on_device, table_on_device
 from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
 
-module: ModuleType | None = None
-_import_error = ""
-try:
-    module = importlib.import_module("salsa_fused._native_cuda")
-except ImportError as error:
-    _import_error = str(error)
+module, _import_error = load("_native_cuda")
 
 
 def missing() -> str | None:
     """Why the compiled module cannot serve; None if it can."""
     if module is None:
-        return reason_of_build("cuda") or f"the compiled module does not load: {_import_error}"
+        return reason_of_absence("cuda", _import_error)
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     if torch.version.hip is not None:

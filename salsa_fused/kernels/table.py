@@ -40,9 +40,8 @@ class Table:
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
         self._empty: list[Tensor] = []
-        self._entries: list[Any] | None = (
-            None  # keys and values of the state, as launches have them
-        )
+        # keys and values of the state, as launches have them
+        self._entries: list[Any] | None = None
 
     def refresh(self, groups: Groups, state: State) -> bool:
         """Take up this step's gradients; whether there is any.
@@ -179,7 +178,6 @@ class Table:
 
     def _build(self, groups: Groups) -> None:
         """Rows, chunks and launches anew; zero-size tensors never enter."""
-        self._parameters = []  # where this raises, no table fits
         direction = groups[0]["direction"]
         launches: dict[tuple[Any, ...], Launch] = {}
         for index, group in enumerate(groups):
