@@ -59,6 +59,12 @@ def check_trust_clip(trust_clip: Any) -> None:
         )
 
 
+def check_max_grad_norm(max_grad_norm: Any, name: str = "max_grad_norm") -> None:
+    """Raise ValueError unless it is positive or None."""
+    if max_grad_norm is not None and not _number(name, max_grad_norm) > 0.0:
+        raise ValueError(f"{name} must be positive, or None for no clipping, got {max_grad_norm!r}")
+
+
 def period_bounds(search_period: Any) -> tuple[int, int] | None:
     """``(L_min, L_max)`` of what the user gave: such a pair, one integer, or None."""
     if search_period is None:
@@ -230,14 +236,16 @@ def check_loss(loss: Any, source: str) -> Tensor:
     return loss
 
 
-def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Everybody swaps ``lr=1e-3`` in at first."""
+def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Warn of ``lr=1e-3``, which everybody swaps in at first; whether it was necessary."""
     largest = max(float(group["lr"]) for group in groups)
-    if largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None:
+    meant = largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None
+    if meant:
         warn(
             f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
             "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
         )
+    return meant
 
 
 def _ranks() -> int:

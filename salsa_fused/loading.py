@@ -52,10 +52,16 @@ def read(
 BEFORE_THE_FAMILY = {"direction": "adam", "units": "all", "trust_clip": 1.0, "next_unit": 0}
 
 
+def completed(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group with what an earlier version did not save."""
+    since = {"accepted_step_size": group["step_size"], "flat_searches": 0}
+    return {**BEFORE_THE_FAMILY, **since, **group}
+
+
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """The loaded hyper-parameters and search state win, as in torch."""
     loaded = {name: value for name, value in saved.items() if name != "params"}
-    return {**group, **BEFORE_THE_FAMILY, **deepcopy(loaded)}
+    return {**group, **completed(deepcopy(loaded))}
 
 
 def _fresh_group(group: Mapping[str, Any]) -> dict[str, Any]:
