@@ -140,7 +140,7 @@ def test_first_search_is_global_and_hands_over_its_step_size():
 
 def test_search_stays_global_until_one_is_accepted():
     opt = make(ReferencePLASLS, 1.0, 1.0, found=False)
-    record = opt.step(given(1e30, 2.0, 3.0), script(1e30))
+    record = opt.step(given(1e60, 2.0, 3.0), script(1e60))
     assert (record.outcome, record.unit, opt.next_unit) == ("flat", None, 0)
     assert weights(opt) == approx([0.0, 0.0])
     seen = []
@@ -267,7 +267,7 @@ def test_exhausted_unit_keeps_a_trillionth_of_its_own_last_accepted():
 
 
 def test_a_unit_counts_its_own_flat_searches():
-    opt = make(ReferencePLASLS, 0.0, 0.0)
+    opt = make(ReferencePLASLS, 0.0, 0.0, search_period=1)
     for k in range(1, 11):
         record = opt.step(given(1e20, 1.0, 1.0), script(1e20))
         assert (record.outcome, record.unit, len(record.trials)) == ("flat", 0, 1)
