@@ -140,8 +140,10 @@ def test_first_search_is_global_and_hands_over_its_step_size():
 
 def test_search_stays_global_until_one_is_accepted():
     opt = make(ReferencePLASLS, 1.0, 1.0, found=False)
+    opt.units[1].flats = 5
     record = opt.step(given(1e60, 2.0, 3.0), script(1e60))
     assert (record.outcome, record.unit, opt.next_unit) == ("flat", None, 0)
+    assert opt.flats == 1 and [unit.flats for unit in opt.units] == [0, 0]
     assert weights(opt) == approx([0.0, 0.0])
     seen = []
     record = opt.step(given(9.0, 2.0, 3.0), watch(seen, 1.0, 9.0))
@@ -438,3 +440,37 @@ def test_reference_class():
         assert issubclass(reference_class(direction, "groups"), base)
     assert reference_class("adam", "groups") is ReferencePLASLS
     assert reference_class() is ReferenceSaLSa
+
+
+@pytest.mark.parametrize(
+    "direction, units, settings",
+    [
+        ("adam", "all", DEFAULTS),
+        ("adam", "all", PAPER),
+        ("adam", "all", SLS),
+        ("sgd", "all", SGD_SALSA),
+        ("lamb", "all", DEFAULTS),
+        ("adam", "groups", DEFAULTS),
+        ("sgd", "groups", SGD_SALSA),
+        ("lamb", "groups", SLS),
+    ],
+)
+def test_noisy_problem_brings_every_rule_into_play(direction, units, settings):
+    """What follows the reference along it meets every outcome, and a relocation after ten flat."""
+    from problems import GROUPS, NoisyProblem  # imports the product as well
+
+    problem = NoisyProblem(long_flat=10 if units == "all" else 30)
+    opt = reference_class(direction, units)(problem.start, GROUPS, **settings)
+    outcomes, relocating, relocated = set(), set(), 0
+    for step in range(60):
+        record = opt.step(problem.loss_and_grads(step), problem.loss_at(step))
+        outcomes.add(record.outcome)
+        if record.outcome == "accepted" and record.unit in relocating:
+            relocating.remove(record.unit)
+            relocated += len(record.trials) > 1
+        searched = opt if record.unit is None else opt.units[record.unit]
+        if record.outcome == "flat" and searched.flats == 0:
+            relocating.add(record.unit)
+    assert outcomes >= {"accepted", "flat", "exhausted"}
+    assert relocated == (1 if units == "all" else 3) and not relocating
+    assert max(np.abs(w).max() for w in opt.params) < 2.0

@@ -201,7 +201,7 @@ class ReferenceSaLSa:
         return self._update(i, gi, group) + decay * self.params[i]
 
     def _decay(self, group: dict[str, Any], eta: float) -> float:
-        """Lambda; where x = lr eta lambda >= 1 less, so that x / (1 + x) of w goes: no sign flips."""
+        """Lambda; where x = lr eta lambda >= 1 so much less that w loses x / (1 + x): no flip."""
         x = group["lr"] * eta * group["weight_decay"] * self.largest_ratio
         return group["weight_decay"] / (1 + x if x >= 1 else 1)
 

@@ -64,6 +64,7 @@ class UnitSearch(ReferenceSaLSa):
             super()._search(*args)
             for unit in self.units:
                 self._copy(self, unit, "eta", "eta_accepted", "E_fast", "E_slow", "located")
+                unit.flats = 0
             return
         names = [field.name for field in fields(Unit)]
         unit = self.units[self.turn]
