@@ -207,8 +207,7 @@ class LineSearch:
         if verdict == "accepted":
             self._accept(self.step_size, self.decrease_at(trial_loss), self.rejections)
         elif verdict == "flat":
-            first = self.trials == 1  # then this search's growth is not kept either
-            self._end_flat(self.state.step_size if first else self.step_size)
+            self._end_flat()
         else:
             self.rejections += 1
             if self.rejections >= self.allowed_rejections():
@@ -256,7 +255,7 @@ class LineSearch:
         state, settings = self.state, self.settings
         times = 1 if settings.growth_per == "search" else state.steps_since_search + 1
         most = LARGEST_GROWTH
-        if state.accepted_once and not state.located:
+        if state.accepted_once and self.locating:
             most = 1.0 / settings.backtrack
         # by logarithms: a power that is too large is an error in Python, not infinity
         if times * math.log(settings.growth) < math.log(most):
@@ -291,9 +290,14 @@ class LineSearch:
         required = self.settings.c * self.step_size * self._smoothed_slope
         return self.decrease_at(trial_loss) >= required
 
+    @property
+    def locating(self) -> bool:
+        """Whether this search looks for the order of magnitude first."""
+        return not self.state.located or self.state.flat_searches >= FLATS_TO_LOCATE
+
     def shrink_factor(self) -> float:
         backtrack = self.settings.backtrack
-        return backtrack if self.state.located else min(backtrack, 0.5)
+        return min(backtrack, 0.5) if self.locating else backtrack
 
     def allowed_rejections(self) -> int:
         return self.settings.max_trials if self.state.accepted_once else FIRST_REJECTIONS
@@ -332,7 +336,7 @@ class LineSearch:
     @property
     def _climbing(self) -> bool:
         """Locating, and nothing rejected yet: the step size doubles until something is."""
-        return not self.state.located and self.rejections == 0
+        return self.locating and self.rejections == 0
 
     def _climb(self, verdict: str) -> bool:
         """One rung of the doublings; false where ordinary back-tracking takes over."""
@@ -346,7 +350,7 @@ class LineSearch:
             self._accept(step_size, decrease, rejections=1)
             return True
         if verdict == "flat":  # all doublings, and nothing learnt
-            self._end_flat(self.state.step_size)
+            self._end_flat()
             return True
         return False
 
@@ -366,13 +370,15 @@ class LineSearch:
         )
         self._end("accepted", after)
 
-    def _end_flat(self, step_size: float) -> None:
-        """Nothing was learnt; where that goes on, the next search looks further afield."""
-        flats = self.state.flat_searches + 1
-        after = self.state._replace(step_size=step_size, flat_searches=flats)
-        if flats >= FLATS_TO_LOCATE:
-            after = after._replace(flat_searches=0, located=False)
-        self._end("flat", after)
+    def _end_flat(self) -> None:
+        """Keep no larger step size than before: nothing was learnt, so it was not tested.
+
+        After ten such searches in a row the next one locates, and the count begins anew.
+        """
+        state = self.state
+        before = 0 if state.flat_searches >= FLATS_TO_LOCATE else state.flat_searches
+        step_size = min(self.step_size, state.step_size)
+        self._end("flat", state._replace(step_size=step_size, flat_searches=before + 1))
 
     def _exhaust(self) -> None:
         """Skip the step: no step size that was rejected is ever applied."""

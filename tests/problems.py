@@ -154,6 +154,12 @@ def step_sizes(reference: ReferenceSaLSa) -> list[float]:
     return [reference.eta] * len(reference.groups)
 
 
+def follow_each(problems, *arguments, **keywords) -> None:
+    """Follow the reference on one problem after the other."""
+    for problem in problems:
+        follow(problem, *arguments, **keywords)
+
+
 def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **keywords) -> set:
     """Assert that an optimizer takes the reference's decisions and weights; returns outcomes."""
     weights, optimizer, reference = both(problem, optimizer_class, **keywords)

@@ -348,9 +348,18 @@ def test_ten_flat_searches_in_a_row_make_the_next_one_locate():
     state = flats(SETTLED, 9)
     assert state.located and state.flat_searches == 9
     state = flats(state, 1)
-    assert not state.located and state.flat_searches == 0
-    assert search(state, [GOOD, GOOD, BAD]).trials == 3  # doubled, once it is felt
-    assert flats(state, 1).flat_searches == 1
+    assert (state.located, state.flat_searches, state.step_size) == (True, 10, 0.5)
+    found = search(state, [1.0, 1.0, GOOD, GOOD, BAD], slope=1e-16)
+    assert found.trials == 5 and found.finish().step_size == approx(0.5 * DEFAULTS.growth * 8)
+    state = flats(state, 1)  # it locates, and is flat as well: not the next one, too
+    assert state.flat_searches == 1
+    assert search(state, [GOOD]).trials == 1
+
+
+def test_a_flat_search_never_leaves_a_larger_step_size():
+    done = search(LOST, [1.0, 1.0, 1.0, 2.0, 1.0], slope=1e-16)
+    assert done.outcome == "flat" and done.tried[-1] > 0.5
+    assert done.finish().step_size == 0.5
 
 
 def test_a_slope_of_zero_neither_counts_nor_interrupts():

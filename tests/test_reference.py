@@ -171,9 +171,9 @@ def test_first_trial_is_at_most_1e38(located):
 
 
 @pytest.mark.parametrize(
-    "growth, backtrack, first", [(1.5, 0.7, 1.5), (8.0, 0.7, 2.0), (8.0, 0.25, 4.0)]
+    "growth, backtrack, first", [(1.25, 0.7, 1.25), (8.0, 0.8, 1.25), (8.0, 0.25, 4.0)]
 )
-def test_locating_again_grows_by_one_shrink_factor_at_most(growth, backtrack, first):
+def test_locating_again_grows_by_one_rejection_at_most(growth, backtrack, first):
     opt = scalar(growth=growth, backtrack=backtrack)
     opt.located = False
     assert opt.step(given(9.0, 1.0), script(0.0, 99.0)).trials[0].eta == first
@@ -357,12 +357,21 @@ def test_ten_flat_searches_in_a_row_then_the_next_locates():
         assert len(flat(opt).trials) == 1
         assert (opt.flats, opt.located) == (k, True)
     flat(opt)
-    assert (opt.flats, opt.located) == (0, False)
-    assert len(flat(opt).trials) == 61  # and so on until one is accepted
-    assert (opt.flats, opt.located, opt.eta) == (1, False, 1.0)
+    assert opt.flats == 10 and opt.locating
+    assert len(flat(opt).trials) == 61
+    assert (opt.flats, opt.locating, opt.eta) == (1, False, 1.0)  # this one only
+    opt.flats = 10
     record = opt.step(given(1.0, 1.0), script(-3.0, -3.0, 9.0))
     assert [trial.eta for trial in record.trials] == [1.0, 2.0, 4.0]
-    assert (opt.flats, opt.located, opt.eta) == (0, True, 2.0)
+    assert (opt.flats, opt.locating, opt.eta) == (0, False, 2.0)
+
+
+def test_flat_after_doublings_keeps_the_step_size():
+    opt = scalar(growth=1.0)
+    opt.flats = 10
+    record = opt.step(given(1e20, 1.0), script(1e20, 1e20, 1e20, 2e20, 1e20))
+    assert [trial.eta for trial in record.trials] == [1.0, 2.0, 4.0, 8.0, 4.0]
+    assert (record.outcome, opt.eta) == ("flat", 1.0)
 
 
 @pytest.mark.parametrize("f0, g", [(1.0, 0.0), (NAN, 1.0), (1.0, NAN)])
@@ -372,7 +381,7 @@ def test_a_slope_of_zero_and_a_skipped_step_do_not_touch_the_count(f0, g):
     opt.step(given(f0, g), never)
     assert opt.flats == 9
     flat(opt)
-    assert (opt.flats, opt.located) == (0, False)
+    assert opt.locating
 
 
 @pytest.mark.parametrize(
@@ -413,11 +422,11 @@ def test_exhausted(losses, outcome):
     assert opt.skipped_steps == 1 and opt.search_due
     assert opt.accepted_once and not opt.located
     record = opt.step(given(1.0, 1.0), script(20.0, 0.0))  # locates
-    assert [trial.eta for trial in record.trials] == approx([2 * 0.7**10, 0.7**10])
+    assert [trial.eta for trial in record.trials] == approx([0.7**9, 0.5 * 0.7**9])
     assert record.outcome == "accepted" and opt.located and opt.steps == 21
 
 
-@pytest.mark.parametrize("backtrack, shrink", [(0.7, 0.5), (0.25, 0.25)])
+@pytest.mark.parametrize("backtrack, shrink", [(0.5, 0.5), (0.25, 0.25)])
 def test_exhausted_while_locating_again(backtrack, shrink):
     opt = scalar(growth=1e9, backtrack=backtrack)
     opt.located = False
@@ -429,7 +438,7 @@ def test_exhausted_while_locating_again(backtrack, shrink):
 
 
 def test_exhausted_at_the_smallest_size_tried():
-    opt = scalar(growth=2.0, init_step_size=1e-20, max_trials=2)
+    opt = scalar(growth=2.0, backtrack=0.5, init_step_size=1e-20, max_trials=2)
     opt.located = False
     record = opt.step(given(1.0, 1.0), script(1.0, 1.0, 1.0, 2.0))  # three flat, two rejected
     assert [trial.eta for trial in record.trials] == [2e-20, 4e-20, 8e-20, 1.6e-19, 8e-20]

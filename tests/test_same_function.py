@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -356,12 +357,11 @@ def test_the_last_micro_batchs_loss_is_named(inside):
         losses = [(net(x) - y).square().mean() / 4 for x, y in batches]
     for loss in losses:
         loss.backward()
-    with (
-        warnings.catch_warnings(),
-        pytest.warns(UserWarning, match=r"[3-5]\.\d+ times as much.* is `loss` that of one micro"),
-    ):
-        warnings.filterwarnings("ignore", message="no step size down to")
+    named = r"[3-5]\.\d+ times as much.* is `loss` that of one micro-batch"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         optimizer.step(closure, loss=loss)
+    assert re.search(named, str(said[0].message))
 
 
 def test_state_in_attributes_is_named():

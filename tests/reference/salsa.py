@@ -114,7 +114,7 @@ class ReferenceSaLSa:
         self.E_fast = 1e-8  # a = 0.9
         self.E_slow = 1e-8  # a = 0.99
         self.accepted_once = False
-        self.located = False  # False again after an exhausted search, or ten flat ones
+        self.located = False  # False again after an exhausted search
         self.flats = 0  # searches in a row that ended flat, those of slope 0 not counted
         self.steps = 0
         self.since_search = 0  # steps taken since the last search, the present one not counted
@@ -268,10 +268,11 @@ class ReferenceSaLSa:
                 return "flat"
             return "accepted" if trial.lhs >= trial.rhs else "rejected"
 
-        shrink = self.backtrack if self.located else min(self.backtrack, 0.5)
-        eta = self._first_trial(shrink)
+        locating = self.locating
+        shrink = min(self.backtrack, 0.5) if locating else self.backtrack
+        eta = self._first_trial()
         verdict = attempt(eta)
-        if not self.located and verdict != "rejected":
+        if locating and verdict != "rejected":
             verdict = self._double(record, verdict, attempt, s1)
             if record.outcome is not None:
                 return
@@ -290,16 +291,19 @@ class ReferenceSaLSa:
             self._accepted(record, record.trials[-1], s1, rejections)
         else:
             self._flat(record)
-            if rejections > 0:  # at the first trial: eta without the growth
-                self.eta = eta
+            self.eta = min(self.eta, eta)  # never a larger one, which nothing has tested
 
-    def _first_trial(self, shrink: float) -> float:
+    @property
+    def locating(self) -> bool:
+        return not self.located or self.flats == MAX_FLAT
+
+    def _first_trial(self) -> float:
         """The step size with its growth; when locating again, at most what one rejection takes."""
         exponent = 1 if self.growth_per == "search" else self.since_search + 1
         too_much = exponent * math.log2(self.growth) > MAX_GROWTH
         growth = 2.0**MAX_GROWTH if too_much else self.growth**exponent
-        if self.accepted_once and not self.located:
-            growth = min(growth, 1 / shrink)
+        if self.accepted_once and self.locating:
+            growth = min(growth, 1 / self.backtrack)
         return min(self.eta * growth, MAX_FIRST_TRIAL)
 
     def _double(
@@ -330,9 +334,7 @@ class ReferenceSaLSa:
     def _flat(self, record: Record) -> None:
         """After the tenth in a row locate, so that a step size too small to be felt cannot stay."""
         record.outcome = "flat"
-        self.flats += 1
-        if self.flats >= MAX_FLAT:
-            self.flats, self.located = 0, False
+        self.flats = 1 if self.flats == MAX_FLAT else self.flats + 1
 
     def _exhausted(self, record: Record, shrink: float) -> None:
         """No step that was rejected is ever taken."""
