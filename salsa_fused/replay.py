@@ -61,7 +61,9 @@ class _Buffers:
         self.owners = [(owner, dict(owner._buffers)) for owner in module.modules()]
         held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
         readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
-        self.places = [(buffer, buffer.detach()) for buffer in readable]
+        # `.data`, not `.detach()`: what another graph has saved is put back as it was, so autograd
+        # need not be told, and it counts no write to these
+        self.places = [(buffer, buffer.data) for buffer in readable]
         self.memory = [_elements_or_bytes(place) for _, place in self.places]
         self.copies = [torch.empty_like(memory) for memory in self.memory]
         if self.memory:
@@ -78,10 +80,7 @@ class _Buffers:
             if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
                 buffer.data = place
         if self.memory:
-            # what another graph has saved is what it was: autograd need not be told
-            kept = tuple(memory for memory in self.memory if not memory.is_inference())
-            with torch.autograd._unsafe_preserve_version_counter(kept):
-                torch._foreach_copy_(self.memory, self.copies)
+            torch._foreach_copy_(self.memory, self.copies)
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
