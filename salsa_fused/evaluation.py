@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import scaling
+from ._torch import forget_cached_weights
 from .arguments import check_loss
 from .interrupts import Interrupts
-from .kernels.table import forget_cached_weights
 from .line_search import FLAT_ULPS
 from .replay import Replay
 from .warning import warn

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._torch import copy_each
 from .kernels.layout import overlaps_itself
 
 
@@ -67,7 +68,7 @@ class _Buffers:
         self.memory = [_elements_or_bytes(place) for _, place in self.places]
         self.copies = [torch.empty_like(memory) for memory in self.memory]
         if self.memory:
-            torch._foreach_copy_(self.copies, self.memory)
+            copy_each(self.copies, self.memory)
 
     def put_back(self) -> None:
         for owner, buffers in self.owners:
@@ -80,7 +81,7 @@ class _Buffers:
             if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
                 buffer.data = place
         if self.memory:
-            torch._foreach_copy_(self.memory, self.copies)
+            copy_each(self.memory, self.copies)
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
