@@ -49,7 +49,9 @@ bench-full: $(VENV)/.installed
 	$(BENCH) train --family --json $(RESULTS)/family.json
 	$(BENCH) report --folder $(RESULTS)
 
-# No network and no installing: the kernels are built in place.
+# No network and no installing: the kernels are built in place, and tested there, whatever is
+# installed.
+test-gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 test-gpu:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m salsa_fused

@@ -13,11 +13,10 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .cycle import Units
 from .kernels import Direction
-from .kernels.layout import is_dense, overlaps_itself, parameter_label
+from .kernels.layout import is_dense, is_lazy, overlaps_itself, parameter_label
 from .warning import warn
 
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
@@ -257,7 +256,7 @@ def _ranks() -> int:
 
 def _is_plain_parameter(parameter: Tensor) -> bool:
     kind = type(parameter)
-    return (
+    return kind is nn.Parameter or (
         isinstance(parameter, nn.Parameter)
         and kind.__torch_function__ is nn.Parameter.__torch_function__
         and kind.__torch_dispatch__ is Tensor.__torch_dispatch__

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import scaling
+from ._torch import forget_cached_weights, version_of
 from .arguments import check_loss
 from .interrupts import Interrupts
-from .kernels.table import forget_cached_weights
 from .replay import Replay
 from .warning import warn
 
@@ -124,7 +124,7 @@ class Evaluations:
         if trials_follow or (self._accumulated is None and self.habits.computes_loss):
             self._clear_gradients()
             before = [None] * len(before)
-        versions = [None if g is None else g._version for g in before]
+        versions = [None if g is None else version_of(g) for g in before]
         self._called_first = True
         self.habits.zeroed = False
         with torch.enable_grad(), self._interrupts.heard():
@@ -165,7 +165,7 @@ class Evaluations:
         """Whether the closure has made or changed gradients, which means: called backward()."""
         now = [parameter.grad for parameter in self._parameters]
         return any(
-            gradient is not None and (gradient is not old or gradient._version != version)
+            gradient is not None and (gradient is not old or version_of(gradient) != version)
             for gradient, old, version in zip(now, before, versions)
         )
 
@@ -340,7 +340,7 @@ def _put_back(parameter: Tensor, gradient: Tensor | None) -> None:
 
 def _mark(gradient: Tensor) -> tuple[int, int]:
     """Of this very tensor with these very numbers in it."""
-    return id(gradient), gradient._version
+    return id(gradient), version_of(gradient)
 
 
 def _has_graph(loss: Any) -> bool:

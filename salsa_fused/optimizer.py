@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import arguments, clipping, cycle, loading
+from ._torch import hooked_where_watched, load_hooks, not_compiled
 from .consistency import Consistency
 from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations, Habits, marks_of
-from .hooks import hooked_where_watched
 from .interrupts import Interrupts
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
@@ -223,7 +223,7 @@ class FusedSaLSa(Optimizer):
 
     # -- one step -----------------------------------------------------------------------------
 
-    @torch._disable_dynamo
+    @not_compiled
     def step(  # type: ignore[override]
         self, closure: Closure | None = None, *, loss: Tensor | None = None
     ) -> Tensor | None:
@@ -465,7 +465,7 @@ class FusedSaLSa(Optimizer):
 
     # -- groups and checkpoints ---------------------------------------------------------------
 
-    @torch._disable_dynamo
+    @not_compiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own ``lr``, ``betas`` (two), ``eps``, ``weight_decay``.
 
@@ -512,7 +512,7 @@ class FusedSaLSa(Optimizer):
         group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
         arguments.check_no_shared_memory(self.param_groups)
 
-    @torch._disable_dynamo
+    @not_compiled
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, or the state of ``torch.optim.Adam``/``AdamW``.
 
@@ -524,11 +524,11 @@ class FusedSaLSa(Optimizer):
             ValueError: groups or shapes do not match; nothing is changed then.
         """
         state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+        for pre_hook in load_hooks(self, "before"):
             state_dict = pre_hook(self, state_dict) or state_dict
         state, groups = loading.read(state_dict, self.param_groups)
         self.__setstate__({"state": state, "param_groups": groups})
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+        for post_hook in load_hooks(self, "after"):
             post_hook(self)
 
     def state_dict(self) -> dict[str, Any]:

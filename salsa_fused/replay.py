@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from .kernels.layout import overlaps_itself
+from ._torch import copy_each
+from .kernels.layout import is_lazy, overlaps_itself
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -75,11 +75,13 @@ class _Buffers:
         readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
         if moving:
             readable = [b for b in readable if b.untyped_storage().data_ptr() not in moving]
-        self.places = [(buffer, buffer.detach()) for buffer in readable]
+        # `.data`, not `.detach()`: what another graph has saved is put back as it was, so autograd
+        # need not be told, and it counts no write to these
+        self.places = [(buffer, buffer.data) for buffer in readable]
         self.memory = [_elements_or_bytes(place) for _, place in self.places]
         self.copies = [torch.empty_like(memory) for memory in self.memory]
         if self.memory:
-            torch._foreach_copy_(self.copies, self.memory)
+            copy_each(self.copies, self.memory)
 
     def put_back(self) -> None:
         for owner, buffers in self.owners:
@@ -93,10 +95,7 @@ class _Buffers:
             if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
                 buffer.data = place
         if self.memory:
-            # what another graph has saved is what it was: autograd need not be told
-            kept = tuple(memory for memory in self.memory if not memory.is_inference())
-            with torch.autograd._unsafe_preserve_version_counter(kept):
-                torch._foreach_copy_(self.memory, self.copies)
+            copy_each(self.memory, self.copies)
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
-from torch.amp import GradScaler
+import torch
 
 RECIPE = (
     "the closure uses a GradScaler, but the search needs the loss as it is. Leave scaling and "
@@ -21,28 +21,63 @@ RECIPE = (
     "`scaler.update()`"
 )
 
-_this_thread = threading.local()
+_scaler_class: Any = getattr(torch.amp, "GradScaler", object)  # where there is none, nothing scales
+
+_refusing: dict[int, int] = {}  # the thread of every `refused()` that lasts, by its id
+_lock = threading.RLock()  # re-entrant: a signal's handler may take a step in the midst of it
+
+_own_scale: Callable[..., Any] | None = None  # what was found on the class at last
+_watched_scale: Callable[..., Any] | None = None  # and what was put in its place
 
 
-@contextmanager
-def refused() -> Iterator[None]:
-    """While this lasts, a GradScaler that scales in this thread is an error with the recipe."""
-    before = getattr(_this_thread, "refuses", False)
-    _this_thread.refuses = True
-    try:
-        yield
-    finally:
-        _this_thread.refuses = before
+class refused:  # no generator: that would take twice as long, in every step
+    """While this lasts, a GradScaler that scales in this thread is an error with the recipe.
+
+    ``scale`` is watched only then, in all threads, and is torch's own again after the last of them.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        with _lock:
+            if not _refusing:
+                _begin_to_watch()
+            _refusing[id(self)] = get_ident()
+
+    def __exit__(self, *details: object) -> None:
+        with _lock:
+            _refusing.pop(id(self), None)
+            if not _refusing:
+                _end_watching()
+
+    def __del__(self) -> None:
+        if id(self) in _refusing:  # an interrupt came between the user's code and `__exit__`
+            self.__exit__()
 
 
-def _watched(scale: Any) -> Any:
+def _begin_to_watch() -> None:
+    global _own_scale, _watched_scale
+    found = vars(_scaler_class).get("scale")
+    if found is None or found is _watched_scale:
+        return
+    if found is not _own_scale:  # mostly it is the one of the step before
+        _own_scale, _watched_scale = found, _watched(found)
+    _scaler_class.scale = _watched_scale
+
+
+def _end_watching() -> None:
+    # not where somebody has put another one over it in the meantime
+    if _watched_scale is not None and vars(_scaler_class).get("scale") is _watched_scale:
+        _scaler_class.scale = _own_scale
+
+
+def _watched(scale: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(scale)
-    def watched(self: GradScaler, outputs: Any) -> Any:
-        if getattr(_this_thread, "refuses", False) and self.is_enabled():
+    def watched(self: Any, outputs: Any) -> Any:
+        with _lock:
+            refuses = get_ident() in _refusing.values()
+        if refuses and self.is_enabled():
             raise RuntimeError(RECIPE)
         return scale(self, outputs)
 
     return watched
-
-
-GradScaler.scale = _watched(GradScaler.scale)  # type: ignore[method-assign]  # once, for all threads

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ._torch import version_of
+
 
 @contextmanager
 def called_modules() -> Iterator[list[nn.Module]]:
@@ -54,15 +56,13 @@ class SideEffects:
         for owner in owners.values():
             for is_buffer, tensors in ((True, owner._buffers), (False, owner._parameters)):
                 for name, tensor in tensors.items():
-                    if tensor is None or tensor.is_inference():  # which has no version
-                        continue
-                    if id(tensor) not in known:
+                    if tensor is not None and id(tensor) not in known:
                         known.add(id(tensor))
                         label = f"{name!r} of {type(owner).__name__}"
-                        self._seen.append(_Seen(label, is_buffer, tensor, tensor._version))
+                        self._seen.append(_Seen(label, is_buffer, tensor, version_of(tensor)))
 
     def changed(self) -> tuple[list[str], list[str]]:
         """Name the buffers, and the parameters, that were written to since."""
-        written = [seen for seen in self._seen if seen.tensor._version != seen.version]
+        written = [seen for seen in self._seen if version_of(seen.tensor) != seen.version]
         buffers = [seen.label for seen in written if seen.is_buffer]
         return buffers, [seen.label for seen in written if not seen.is_buffer]

@@ -7,6 +7,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when OpenMP loads, b
 
 import hypothesis
 import pytest
+import which_package
+
+which_package.choose()  # before anything imports it
 
 hypothesis.settings.register_profile("test", max_examples=200, deadline=None)
 hypothesis.settings.register_profile("fuzz", max_examples=10_000, deadline=None)
@@ -19,7 +22,8 @@ if not all(map(importlib.util.find_spec, ("rich", "matplotlib", "sklearn"))):
 
 def pytest_report_header() -> list[str]:
     missing = "collect_ignore_glob" in globals()
-    return ["without test_bench*.py: pip install -e '.[bench]'"] * missing
+    lines = ["without test_bench*.py: pip install -e '.[bench]'"] * missing
+    return [which_package.description(), *lines]
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "python"])

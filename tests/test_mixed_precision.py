@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from models import assert_same, everything, make_batch, make_closure, make_net
 from torch.amp import GradScaler
 
-from salsa_fused import FusedSaLSa
+from salsa_fused import FusedSaLSa, scaling
 
 
 def build(**keywords):
@@ -100,6 +102,72 @@ def test_a_scaler_that_is_switched_off_may_stand_in_the_closure():
     for _ in range(12):
         optimizer.step(lambda: scaler.scale(evaluate()))
     assert optimizer.param_groups[0]["steps"] == 12
+
+
+def test_scaling_is_watched_in_the_closure_only():
+    own = GradScaler.scale
+    net, optimizer = build()
+    seen = []
+
+    def closure():
+        seen.append(GradScaler.scale)
+        with scaling.refused():  # the step of another optimizer in it
+            pass
+        seen.append(GradScaler.scale)
+        return make_closure(net)()
+
+    optimizer.step(closure)
+    assert len(seen) >= 4 and own not in seen and len(set(seen)) == 1
+    assert GradScaler.scale is own
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    assert GradScaler.scale is own
+
+
+def test_another_thread_scales_meanwhile():
+    net, optimizer = build()
+    scaler, found = GradScaler("cpu", init_scale=4.0), []
+
+    def scale():
+        found.append(scaler.scale(torch.ones(())).item())
+
+    def closure():
+        thread = threading.Thread(target=scale)
+        thread.start()
+        thread.join()
+        return make_closure(net)()
+
+    optimizer.step(closure)
+    assert len(found) >= 2 and set(found) == {4.0}
+
+
+def test_somebody_else_puts_a_method_over_the_watching_one(monkeypatch):
+    own = GradScaler.scale
+    monkeypatch.setattr(GradScaler, "scale", own)  # and puts it back
+    calls = []
+    with scaling.refused():
+        watching = GradScaler.scale
+
+        def theirs(self, outputs):
+            calls.append(outputs)
+            return watching(self, outputs)
+
+        GradScaler.scale = theirs
+    assert GradScaler.scale is theirs
+    assert GradScaler("cpu", init_scale=2.0).scale(torch.ones(())).item() == 2.0 and calls
+    with scaling.refused(), pytest.raises(RuntimeError, match="uses a GradScaler"):
+        GradScaler("cpu").scale(torch.ones(()))
+    assert GradScaler.scale is theirs
+
+
+def test_an_interrupt_before_the_closure_is_left():
+    """It keeps `__exit__` from running: then the end is that of the object."""
+    own = GradScaler.scale
+    refused = scaling.refused()
+    refused.__enter__()
+    assert GradScaler.scale is not own
+    del refused
+    assert GradScaler.scale is own
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

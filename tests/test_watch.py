@@ -90,6 +90,13 @@ def test_addresses_begin_at_the_first_element(looks):
     ]
 
 
+def test_lines_are_looked_up_where_they_can_be_asked_for(looks):
+    entry, weight = {"step": 1}, torch.zeros(1)
+    lines = looks.lines_of([weight, None], [entry])
+    assert bool(lines) == (looks.module is not None)
+    assert not lines or {id(entry), id(weight)} < set(lines)
+
+
 def test_the_same_objects(looks):
     a, b, c = ([] for _ in range(3))
     assert looks.same_objects([[a], [], [b, c]], [a, b, c])

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether it has no shape yet."""
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 def _extents(tensor: Tensor) -> list[tuple[int, int]]:

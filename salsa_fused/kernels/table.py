@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
+from .._torch import forget_cached_weights, largest_of_each
 from .choice import choose_backend
 from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
@@ -127,7 +127,7 @@ class Table:
         for launch in self.launches:
             present = [gradient for gradient in launch.gradients if gradient is not None]
             if present:
-                found.append(torch.stack(torch._foreach_norm(present, math.inf)).amax())
+                found.append(torch.stack(largest_of_each(present)).amax())
         return found
 
     def commit(self, state: State) -> None:
@@ -227,12 +227,6 @@ def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
 def parameters_of(groups: Groups) -> list[Tensor]:
     """All parameters, in the order of their groups."""
     return [parameter for group in groups for parameter in group["params"]]
-
-
-def forget_cached_weights() -> None:
-    """What is computed from weights and cached, in these contexts, is of the weights before."""
-    torch.clear_autocast_cache()
-    parametrize._cache.clear()
 
 
 def _adam_class(

@@ -14,9 +14,9 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .._torch import dlpack_exchange_api, objects_of
 from .compiled import module
 
 LINE = 64  # bytes
@@ -27,8 +27,8 @@ Tensors = list[Tensor] | list[Tensor | None]
 reader: Any = None
 if module is not None:
     # a torch without that API, or with another
-    with suppress(AttributeError, RuntimeError, ValueError):
-        reader = module.TensorReader(torch.Tensor.__dlpack_c_exchange_api__)
+    with suppress(RuntimeError, ValueError):
+        reader = module.TensorReader(dlpack_exchange_api)
 
 
 # -- tensors ----------------------------------------------------------------------------------
@@ -73,12 +73,18 @@ def _described(tensors: Tensors) -> list[Any] | None:
 
 
 def lines_of(tensors: Iterable[Tensor | None], others: Iterable[object]) -> array[int]:
-    """Addresses of the cache lines that describe tensors, not of their elements, and of others."""
-    lines = array("q", map(id, others))
+    """Addresses of the cache lines that describe tensors, not of their elements, and of others.
+
+    None of them where nobody would ask for them, or where torch does not say where they are.
+    """
+    lines = array("q")
+    if module is None:
+        return lines
+    lines.extend(map(id, others))
     for tensor in tensors:
-        if tensor is not None:
-            described = tensor._cdata
-            lines.extend((id(tensor), tensor.untyped_storage()._cdata))
+        if tensor is not None and (objects := objects_of(tensor)):
+            described, storage = objects
+            lines.extend((id(tensor), storage))
             lines.extend(range(described, described + TENSOR_LINES * LINE, LINE))
     return lines
 

@@ -1,0 +1,135 @@
+"""Every private or undocumented name of torch that this package uses, and what does without it.
+
+Any release of torch may rename what it does not document. So no other file uses such a name, and
+where one is missing here the package still works: more slowly, or without a refinement.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# -- a step -----------------------------------------------------------------------------------
+
+
+def not_compiled(function: F) -> F:
+    """Keep ``torch.compile`` from following calls of this function."""
+    # the public name imports the compiler at once, which takes seconds
+    disable: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return disable(function)
+
+
+# True where torch keeps these hooks elsewhere: then there may always be some
+_pre_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_pre_hooks", True)
+_post_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_post_hooks", True)
+
+
+def hooked_where_watched(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``step`` as ``Optimizer.profile_hook_step`` does, but skip it where nobody watches.
+
+    Without a hook and a profiler it would cost a plain step of a small model a tenth of its time.
+    """
+    wrap = getattr(Optimizer, "profile_hook_step", None)
+    if wrap is None:  # then torch wraps `step` in a way of its own
+        return func
+    hooked = wrap(func)
+
+    @functools.wraps(func)
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        try:
+            watched = (
+                profiler._is_profiler_enabled
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _pre_hooks_of_all
+                or _post_hooks_of_all
+            )
+        except AttributeError:  # torch keeps one of them elsewhere, and looks itself
+            watched = True
+        return (hooked if watched else func)(self, *args, **kwargs)
+
+    return step
+
+
+def load_hooks(optimizer: Optimizer, when: str) -> list[Callable[..., Any]]:
+    """Return the hooks that run ``"before"`` or ``"after"`` a state dict is loaded.
+
+    None where torch keeps them elsewhere.
+    """
+    name = {
+        "before": "_optimizer_load_state_dict_pre_hooks",
+        "after": "_optimizer_load_state_dict_post_hooks",
+    }[when]
+    return list(getattr(optimizer, name, {}).values())
+
+
+# -- many tensors at once ---------------------------------------------------------------------
+
+
+def _copy_one_by_one(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources):
+        target.copy_(source)
+
+
+copy_each: Callable[[Sequence[Tensor], Sequence[Tensor]], object]
+copy_each = getattr(torch, "_foreach_copy_", _copy_one_by_one)
+
+
+def _norms_one_by_one(tensors: Sequence[Tensor], order: float) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor, order) for tensor in tensors]
+
+
+_norms: Callable[[Sequence[Tensor], float], Sequence[Tensor]]
+_norms = getattr(torch, "_foreach_norm", _norms_one_by_one)
+
+
+def largest_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the largest absolute value of each tensor; not a number where one of them is not."""
+    return list(_norms(tensors, math.inf))
+
+
+# -- caches -----------------------------------------------------------------------------------
+
+_clear_autocast_cache: Callable[[], object]
+_clear_autocast_cache = getattr(torch, "clear_autocast_cache", lambda: None)
+
+
+def forget_cached_weights() -> None:
+    """Drop what autocast and parametrizations have computed from the weights before."""
+    _clear_autocast_cache()
+    # looked up in every call: torch puts another one in its place
+    if cached := getattr(parametrize, "_cache", None):
+        cached.clear()
+
+
+# -- tensors in memory ------------------------------------------------------------------------
+
+# for csrc/watch.cpp; None where this torch has none
+dlpack_exchange_api: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often the tensor was written to, as autograd counts; 0 where nobody does."""
+    try:
+        return tensor._version
+    except (AttributeError, RuntimeError):  # RuntimeError: made under torch.inference_mode
+        return 0
+
+
+def objects_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the addresses of torch's objects for a tensor and its storage, if torch tells."""
+    try:
+        return tensor._cdata, tensor.untyped_storage()._cdata
+    except AttributeError:
+        return ()
