@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -119,12 +120,15 @@ def forget_cached_weights() -> None:
 dlpack_exchange_api: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often the tensor was written to, as autograd counts; 0 where nobody does."""
+_version = attrgetter("_version")
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was written to, as autograd counts; 0 where nobody does."""
     try:
-        return tensor._version
+        return list(map(_version, tensors))
     except (AttributeError, RuntimeError):  # RuntimeError: made under torch.inference_mode
-        return 0
+        return [getattr(t, "_version", 0) if not t.is_inference() else 0 for t in tensors]
 
 
 def objects_of(tensor: Tensor) -> tuple[int, ...]:

@@ -210,9 +210,9 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
             "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
             "forward and backward only"
         )
-    if searching and (ranks := _ranks()) > 1:
+    if searching and (several := ranks()) > 1:
         raise RuntimeError(
-            f"{ranks} ranks run in torch.distributed: each would find its own step size and they "
+            f"{several} ranks run in torch.distributed: each would find its own step size and they "
             "would drift apart. Searches work in one process only; search_period=None works in "
             "several"
         )
@@ -247,7 +247,8 @@ def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
     return meant
 
 
-def _ranks() -> int:
+def ranks() -> int:
+    """How many processes run in torch.distributed; 1 where none was set up."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import scaling
-from ._torch import forget_cached_weights, version_of
+from ._torch import forget_cached_weights, versions_of
 from .arguments import check_loss
 from .interrupts import Interrupts
 from .replay import Replay
@@ -20,6 +20,9 @@ from .warning import warn
 
 Closure = Callable[[], Any]
 Gradients = list[Tensor | None]
+
+MARK = "_salsa_fused_left_it"  # on a gradient: its version as a step left it
+MARKED = 32  # gradients are looked at, of however many: whoever accumulates changes nearly all
 
 # What a closure raises that looks at a graph where there is none, and what torch says of it.
 LACKS_A_GRAPH = (RuntimeError, AssertionError, AttributeError, TypeError, ValueError)
@@ -51,8 +54,7 @@ class Habits:
     computes_loss: bool = False  # the last one did
     has_worked: bool = False  # one has
     zeroed: bool = False  # optimizer.zero_grad() was called
-    # (id, version) of each gradient as the last step(closure) left it; None: not known
-    left: list[tuple[int, int] | None] | None = None
+    marked: bool = False  # the gradients that the last step left
     said: set[str] = field(default_factory=set)
 
     def say_once(self, message: str) -> None:
@@ -118,13 +120,8 @@ class Evaluations:
             The loss, detached; or what the closure returned, if that is no loss.
         """
         assert self._closure is not None
-        before = [parameter.grad for parameter in self._parameters]
-        if self._were_accumulated(before):
-            self._accumulated = before
-        if trials_follow or (self._accumulated is None and self.habits.computes_loss):
-            self._clear_gradients()
-            before = [None] * len(before)
-        versions = [None if g is None else version_of(g) for g in before]
+        before = self._take_up_gradients(trials_follow)
+        versions = versions_of([gradient for gradient in before if gradient is not None])
         self._called_first = True
         self.habits.zeroed = False
         with torch.enable_grad(), self._interrupts.heard():
@@ -153,21 +150,43 @@ class Evaluations:
         self.habits.computes_loss = self.habits.has_worked = True
         return loss.detach()
 
-    def _were_accumulated(self, gradients: Gradients) -> bool:
-        """Whether somebody has called backward() since the last step(closure)."""
-        left = self.habits.left
-        if left is None or all(gradient is None for gradient in gradients):
-            return False
-        present = [g for g, mark in zip(gradients, left) if g is not None and _mark(g) != mark]
-        return any(g.layout != torch.strided or bool(g.any()) for g in present)
+    def _take_up_gradients(self, trials_follow: bool) -> Gradients:
+        """Clear the gradients before the closure, or return those that it may mean or add to."""
+        accumulated = self._were_accumulated()
+        clear = trials_follow or (self.habits.computes_loss and not accumulated)
+        there = self._gradients_there() if accumulated or not clear else []
+        if accumulated:
+            self._accumulated = there
+        if clear:
+            self._clear_gradients()
+            return []
+        return there
 
-    def _left_gradients(self, before: Gradients, versions: Sequence[int | None]) -> bool:
+    def _were_accumulated(self) -> bool:
+        """Whether somebody has called backward() since the last step(closure)."""
+        if not self.habits.marked:
+            return False
+        present = _some_gradients(self._parameters)
+        foreign = [
+            gradient
+            for gradient, version in zip(present, versions_of(present))
+            if getattr(gradient, MARK, None) != version
+        ]
+        return any(g.layout != torch.strided or bool(g.any()) for g in foreign)
+
+    def _left_gradients(self, before: Gradients, versions: list[int]) -> bool:
         """Whether the closure has made or changed gradients, which means: called backward()."""
-        now = [parameter.grad for parameter in self._parameters]
+        if not versions:  # none was there
+            return any(parameter.grad is not None for parameter in self._parameters)
+        now, version_before = self._gradients_there(), iter(versions)
+        old_versions = [None if gradient is None else next(version_before) for gradient in before]
         return any(
-            gradient is not None and (gradient is not old or version_of(gradient) != version)
-            for gradient, old, version in zip(now, before, versions)
+            gradient is not None and (gradient is not old or versions_of([gradient]) != [version])
+            for gradient, old, version in zip(now, before, old_versions)
         )
+
+    def _gradients_there(self) -> Gradients:
+        return [parameter.grad for parameter in self._parameters]
 
     def _are_of(self, loss: Any) -> bool:
         """Whether the gradients that the closure left are those of the loss that it returned.
@@ -182,7 +201,7 @@ class Evaluations:
         if habits.backward_is_for_the_loss is None:
             if self._accumulated is not None:  # in one sum with others: cannot be compared
                 return True
-            left = [parameter.grad for parameter in self._parameters]
+            left = self._gradients_there()
             if all(g is None or (g.layout == torch.strided and not g.any()) for g in left):
                 return not _can_be_differentiated(loss, self._parameters)  # zeroed
             habits.backward_is_for_the_loss = _is_gradient_of(loss, self._parameters)
@@ -311,9 +330,11 @@ class Evaluations:
             for parameter, gradient in zip(self._parameters, self._accumulated or ()):
                 _put_back(parameter, gradient)
 
-    def note_gradients(self) -> None:
-        """Remember the gradients as this step leaves them: others at the next were accumulated."""
-        self.habits.left = marks_of(self._parameters) if self._called_first else None
+    def mark_gradients(self) -> None:
+        """Mark the gradients that this step leaves: others at the next were accumulated."""
+        self.habits.marked = self._called_first
+        if self._called_first:
+            mark_gradients(self._parameters)
 
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:
@@ -326,21 +347,22 @@ class Evaluations:
                 parameter.grad = parameter.grad.clone()
 
 
-def marks_of(parameters: Iterable[Tensor]) -> list[tuple[int, int] | None]:
-    """What tells later whether these gradients are still the same."""
-    gradients = [parameter.grad for parameter in parameters]
-    return [None if gradient is None else _mark(gradient) for gradient in gradients]
+def mark_gradients(parameters: Sequence[Tensor]) -> None:
+    """Note that a step leaves these gradients: at the next step(closure) others are foreign."""
+    present = _some_gradients(parameters)
+    for gradient, version in zip(present, versions_of(present)):
+        setattr(gradient, MARK, version)
+
+
+def _some_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    chosen = parameters[:: -(-len(parameters) // MARKED) or 1]
+    return [gradient for parameter in chosen if (gradient := parameter.grad) is not None]
 
 
 def _put_back(parameter: Tensor, gradient: Tensor | None) -> None:
     """Give a gradient back, unless the closure has replaced the weight by one it does not fit."""
     with suppress(RuntimeError, TypeError):
         parameter.grad = gradient
-
-
-def _mark(gradient: Tensor) -> tuple[int, int]:
-    """Of this very tensor with these very numbers in it."""
-    return id(gradient), version_of(gradient)
 
 
 def _has_graph(loss: Any) -> bool:

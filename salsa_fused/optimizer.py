@@ -18,7 +18,7 @@ from ._torch import hooked_where_watched, load_hooks, not_compiled
 from .consistency import Consistency
 from .cycle import Units
 from .device_skips import DeviceSkips
-from .evaluation import Closure, Evaluations, Habits, marks_of
+from .evaluation import Closure, Evaluations, Habits, mark_gradients
 from .interrupts import Interrupts
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
@@ -217,7 +217,8 @@ class FusedSaLSa(Optimizer):
         self._stepping = False
         self._device_skips = DeviceSkips()
         super().__init__(params, defaults)
-        self._habits.left = marks_of(parameters_of(self.param_groups))
+        self._habits.marked = True  # gradients from before are nobody's accumulation
+        mark_gradients(parameters_of(self.param_groups))
         if arguments.warn_of_learning_rate(self.param_groups):
             self._trouble.lr_is_plausible = True  # said; not once more in a step
 
@@ -302,7 +303,7 @@ class FusedSaLSa(Optimizer):
             self._in_trial = self._stepping = False
             self._table.release()
         self._clipped_by = None
-        calls.note_gradients()
+        calls.mark_gradients()
         if search is None:
             cycle.count_plain_step(self.param_groups, self.line_search_class)
             if skip is None:
@@ -547,7 +548,7 @@ class FusedSaLSa(Optimizer):
             group.update(loading.completed(group))
         for name, value in NEW_ATTRIBUTES.items():  # that earlier versions did not pickle
             self.__dict__.setdefault(name, value)
-        self._habits = replace(self.__dict__.get("_habits", Habits()), left=None)
+        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
         self._trouble = self.__dict__.get("_trouble", Trouble())
         self._outer_replay = self._clipped_by = None
         self._device_skips = DeviceSkips()
@@ -565,9 +566,12 @@ class FusedSaLSa(Optimizer):
 
         It is then a search that is skipped before it begins.  On a device the host would have to
         wait for these numbers: there it is a flag for the kernels, not 0 where one is not finite.
+
+        Several ranks have a loss each and the gradients in common: those decide, for all alike.
         """
-        flags = [DeviceSkips.flag(f0)] if isinstance(f0, Tensor) else []
-        if self.check_finite:
+        several = arguments.ranks() > 1
+        flags = [DeviceSkips.flag(f0)] if isinstance(f0, Tensor) and not several else []
+        if self.check_finite or several:
             flags += [DeviceSkips.flag(norm) for norm in self._table.largest_gradients()]
         flag = flags[0]
         for other in flags[1:]:

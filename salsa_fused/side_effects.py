@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ._torch import version_of
+from ._torch import versions_of
 
 
 @contextmanager
@@ -59,10 +59,11 @@ class SideEffects:
                     if tensor is not None and id(tensor) not in known:
                         known.add(id(tensor))
                         label = f"{name!r} of {type(owner).__name__}"
-                        self._seen.append(_Seen(label, is_buffer, tensor, version_of(tensor)))
+                        self._seen.append(_Seen(label, is_buffer, tensor, *versions_of([tensor])))
 
     def changed(self) -> tuple[list[str], list[str]]:
         """Name the buffers, and the parameters, that were written to since."""
-        written = [seen for seen in self._seen if version_of(seen.tensor) != seen.version]
+        versions = versions_of([seen.tensor for seen in self._seen])
+        written = [seen for seen, now in zip(self._seen, versions) if seen.version != now]
         buffers = [seen.label for seen in written if seen.is_buffer]
         return buffers, [seen.label for seen in written if not seen.is_buffer]
