@@ -221,7 +221,12 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
 def check_loss(loss: Any, source: str) -> Tensor:
     """Raise TypeError or ValueError unless ``loss`` is one real number in a tensor."""
     if not isinstance(loss, Tensor):
-        hint = ": does it lack `return loss`?" if loss is None else ""
+        hint = ""
+        if loss is None:
+            hint = (
+                ": does it lack `return loss`? (A search needs it, in Lightning's manual "
+                "optimization, too: give step() a closure there)"
+            )
         raise TypeError(
             f"{source} must be the loss, a tensor of one element, got {type(loss).__name__}{hint}"
         )

@@ -33,6 +33,7 @@ class Consistency:
         self, calls: Evaluations, replayed: nn.Module | None, trained: Collection[int]
     ) -> None:
         self._calls = calls
+        self._once = calls.habits.once
         self._replayed = replayed
         self._trained = trained
         self._effects: SideEffects | None = None
@@ -94,8 +95,9 @@ class Consistency:
                     "to be the same sum or mean over the same micro-batches, the one whose "
                     "gradients are there. Otherwise: " + causes
                 )
-        self._calls.habits.say_once(
-            f"{found}. A line search compares losses of one mini-batch: {causes}. {SILENCE}."
+        self._once.say(
+            "losses",
+            f"{found}. A line search compares losses of one mini-batch: {causes}. {SILENCE}.",
         )
 
     # -- side effects -------------------------------------------------------------------------
@@ -108,18 +110,20 @@ class Consistency:
         buffers, parameters = effects.changed()
         if buffers:
             which = "another module of it" if self._replayed is not None else "the model"
-            self._calls.habits.say_once(
+            self._once.say(
+                "buffers",
                 f"a forward changes buffers ({_some(buffers)}), and every trial of the line search "
                 f"changes them once more: pass module=model to the constructor. (It was found by "
                 f"looking at the modules that the closure called: module= has to hold {which}; "
-                "for several models nn.ModuleList([a, b]).) " + SILENCE
+                "for several models nn.ModuleList([a, b]).) " + SILENCE,
             )
         if parameters:
-            self._calls.habits.say_once(
+            self._once.say(
+                "parameters",
                 f"a forward changes parameters that this optimizer does not train "
                 f"({_some(parameters)}; a momentum encoder?), and every trial of the line search "
                 "changes them once more: update them after the step, or in the forward only `if "
-                "not optimizer.in_trial`. " + SILENCE
+                "not optimizer.in_trial`. " + SILENCE,
             )
 
     # -- the slope ----------------------------------------------------------------------------
@@ -140,7 +144,7 @@ class Consistency:
             return False
         low, high = SLOPE_RATIOS
         if not low <= ratio <= high:
-            calls.habits.say_once(_wrong_slope(ratio, too_small=ratio > high))
+            self._once.say("slope", _wrong_slope(ratio, too_small=ratio > high))
         return True
 
     @staticmethod

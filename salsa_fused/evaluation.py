@@ -16,7 +16,7 @@ from ._torch import forget_cached_weights, versions_of
 from .arguments import check_loss
 from .interrupts import Interrupts
 from .replay import Replay
-from .warning import warn
+from .warning import Once
 
 Closure = Callable[[], Any]
 Gradients = list[Tensor | None]
@@ -55,13 +55,7 @@ class Habits:
     has_worked: bool = False  # one has
     zeroed: bool = False  # optimizer.zero_grad() was called
     marked: bool = False  # the gradients that the last step left
-    said: set[str] = field(default_factory=set)
-
-    def say_once(self, message: str) -> None:
-        """Warn, unless this was said before."""
-        if message not in self.said:
-            self.said.add(message)
-            warn(message)
+    once: Once = field(default_factory=Once)
 
 
 class Evaluations:
@@ -206,7 +200,7 @@ class Evaluations:
                 return not _can_be_differentiated(loss, self._parameters)  # zeroed
             habits.backward_is_for_the_loss = _is_gradient_of(loss, self._parameters)
         if not habits.backward_is_for_the_loss:
-            habits.say_once(FOR_SOMETHING_ELSE)
+            habits.once.say("backward", FOR_SOMETHING_ELSE)
         return habits.backward_is_for_the_loss
 
     def _means_the_gradients_there(self, returned: Any, trials_follow: bool) -> bool:
@@ -228,7 +222,7 @@ class Evaluations:
         if self._accumulated is None or self.habits.zeroed:
             return
         if trials_follow or not self._calls_backward:
-            self.habits.say_once(ACCUMULATED)
+            self.habits.once.say("accumulated", ACCUMULATED)
 
     # -- trials -------------------------------------------------------------------------------
 

@@ -210,7 +210,7 @@ class FusedSaLSa(Optimizer):
         self._table = self.table_class(forced_backend(backend))
         self._replay_checks = self._slope_checks = 0  # made so far
         self._habits = Habits()
-        self._trouble = Trouble()
+        self._trouble = Trouble(self._habits.once)
         self._outer_replay: Replay | None = None  # of first_evaluation()
         self._clipped_by: Tensor | None = None  # the factor on the gradients that are there
         self._in_trial = False
@@ -549,7 +549,7 @@ class FusedSaLSa(Optimizer):
         for name, value in NEW_ATTRIBUTES.items():  # that earlier versions did not pickle
             self.__dict__.setdefault(name, value)
         self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
-        self._trouble = self.__dict__.get("_trouble", Trouble())
+        self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._outer_replay = self._clipped_by = None
         self._device_skips = DeviceSkips()
         self._stepping = self._in_trial = False

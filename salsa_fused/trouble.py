@@ -15,7 +15,7 @@ from torch import Tensor
 from .arguments import LOWEST_PLAUSIBLE_LR
 from .kernels.layout import parameter_label
 from .line_search import LineSearch
-from .warning import warn
+from .warning import Once
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -50,19 +50,13 @@ NO_GRADIENT = (
 class Trouble:
     """Counts of what did not work lately, and which warnings were given."""
 
-    def __init__(self) -> None:
+    def __init__(self, once: Once) -> None:
+        self._once = once
         self.skipped = self.flat = self.without_slope = 0  # in a row
-        self._said: set[str] = set()
         self._small_lr = 0  # steps with one
         self._last_lr = 0.0
         self._lr_did_not_rise = 0
         self.lr_is_plausible = False  # it was, once
-
-    def say_once(self, what: str, message: str) -> None:
-        """Warn, unless it was done about this before."""
-        if what not in self._said:
-            self._said.add(what)
-            warn(message)
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -74,7 +68,7 @@ class Trouble:
         """Note a step that was skipped, or several; warn where that does not end."""
         self.skipped += times
         if self.skipped >= IN_A_ROW:
-            self.say_once("skipped", _why_skipped(groups, loss, self.skipped))
+            self._once.say("skipped", _why_skipped(groups, loss, self.skipped))
 
     def searched(self, groups: Groups, search: LineSearch, skipped_before: int) -> None:
         """Note a search that has ended; ``skipped_before``: steps that a device skipped since."""
@@ -86,9 +80,9 @@ class Trouble:
         else:
             self.without_slope = self.flat = 0
         if self.flat >= IN_A_ROW:
-            self.say_once("flat", FLAT)
+            self._once.say("flat", FLAT)
         if self.without_slope >= IN_A_ROW:
-            self.say_once("slope", NO_SLOPE)
+            self._once.say("no slope", NO_SLOPE)
         if search.skipped:
             self.step_skipped(groups, search.loss, times=1 + skipped_before)
         else:
@@ -102,7 +96,7 @@ class Trouble:
                 "trials did not repeat the evaluation of `loss`: put `with "
                 "optimizer.first_evaluation():` around it, and pass the loss of all micro-batches"
             )
-        self.say_once(
+        self._once.say(
             "gave up",
             f"no step size down to {smallest_tried:.1e} lowered the loss, and the step was "
             f"skipped: {cause}",
@@ -110,7 +104,7 @@ class Trouble:
 
     def no_gradient(self) -> None:
         """Note a closure whose loss trains nothing."""
-        self.say_once("gradient", NO_GRADIENT)
+        self._once.say("gradient", NO_GRADIENT)
 
     # -- learning rates -----------------------------------------------------------------------
 
@@ -119,7 +113,8 @@ class Trouble:
 
         A warm-up begins small, too: it rises, and comes from a scheduler whose base is 1.
         """
-        if largest >= LOWEST_PLAUSIBLE_LR or groups[0]["steps"] >= LONGEST_WARM_UP:
+        resumed = self._small_lr == 0 and groups[0]["steps"] >= LONGEST_WARM_UP
+        if largest >= LOWEST_PLAUSIBLE_LR or resumed:
             self.lr_is_plausible = True
         elif largest > 0.0:
             self._small_lr += 1
@@ -131,7 +126,7 @@ class Trouble:
     def say_of_lr(self, largest: float) -> None:
         """Warn that this lr is no factor."""
         self.lr_is_plausible = True  # do not look again
-        self.say_once(
+        self._once.say(
             "lr",
             f"lr={largest:g} stands in the parameter groups, written there by a scheduler or by "
             "the training loop. It is a factor on the step size that the search finds, 1 by "
