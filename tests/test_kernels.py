@@ -379,7 +379,9 @@ def test_offsets_beyond_32_bits(backend):
     starts, ends = zip(*[(start, end) for row, start, end, _ in chunks if row == 0])
     assert starts[0] == 0 and ends[-1] == 2**31 + 5
     assert starts[1:] == ends[:-1]
-    assert launch.saved_size >= 2**31 + 5
+    launch.gradients = launch.weights
+    launch.place()
+    assert launch.saved_at[1] >= 2**31 + 5 and launch.raw_rows[4::6][1] == launch.saved_at[1]
 
 
 @given(

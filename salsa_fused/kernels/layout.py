@@ -39,6 +39,14 @@ def overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether its storage holds all its elements: it may have been freed, or cut short."""
+    reach = tensor.storage_offset() + 1
+    reach += sum(stride * (size - 1) for stride, size in _extents(tensor))
+    held = tensor.untyped_storage().nbytes()
+    return tensor.data_ptr() != 0 and reach * tensor.element_size() <= held
+
+
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
     """Whether equal positions in memory hold equal indices."""
     return tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())

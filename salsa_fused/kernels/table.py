@@ -24,13 +24,20 @@ from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
 
+LOST = (
+    "{}: the weights before the search could not be put back, for while trials ran the closure "
+    "freed this memory, or replaced it by another shape, dtype or device; all others were. Load "
+    "what was lost from a checkpoint, and leave parameters in place inside the closure"
+)
+
 
 class Table:
     """All parameters of an optimizer, ready for the kernels.
 
     The order of calls in a step: :meth:`refresh`; in a search :meth:`first_trial`, then
     :meth:`next_trial` as often as needed; :meth:`final_write` and :meth:`commit`, or
-    :meth:`restore`; :meth:`release` last, on every path.
+    :meth:`restore`; :meth:`release` last, on every path.  After an exception at any other place
+    :meth:`forget`, too.
     """
 
     def __init__(self, forced: Backend | None = None) -> None:
@@ -70,7 +77,7 @@ class Table:
         moving = [launch for launch in self.launches if unit is None or unit in launch.groups]
         for launch in moving:
             launch.select(unit)
-            launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
+            launch.make_room()
         return [launch.backend.first_trial(launch) for launch in moving]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
@@ -141,11 +148,22 @@ class Table:
                 state[weight] = {"step": t + 1, **moments}
 
     def restore(self) -> None:
-        """Put the saved weights back."""
-        for launch in self.launches:
-            if launch.moved:
-                launch.restore()
+        """Put the saved weights back, all that can be; nothing where they are back already.
+
+        Raises:
+            RuntimeError: user code freed or replaced weights during the search; all others are
+                back then.
+        """
+        with torch.no_grad():
+            lost = [name for launch in self.launches if launch.moved for name in launch.restore()]
         forget_cached_weights()
+        if lost:
+            raise RuntimeError(LOST.format(", ".join(lost)))
+
+    def forget(self) -> None:
+        """Build everything anew at the next step: an exception may have left it half made."""
+        self.launches, self._parameters, self._group_sizes = [], [], []
+        self._empty, self._entries = [], None
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps."""
