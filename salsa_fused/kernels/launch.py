@@ -19,9 +19,8 @@ from torch import Tensor
 from .chunks import Chunks, cut
 from .interface import AdamClass, Backend, Direction
 from .layout import has_memory, is_dense, moment_like, readable_gradient
+from .saved import NO_ROOM, Room, room_for
 from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
-
-SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
 # where the int64 fields of `Row` in csrc/adam.h stand
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
@@ -105,10 +104,8 @@ class Launch:
     device_copy: Any = None  # what a backend keeps of this table on its device
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
     aside: Tensor | None = None  # the same, while those are made ready that it does not hold
-    saved_rows: list[int] = field(default_factory=list)  # those that it holds
-    saved_at: list[int] = field(default_factory=list)  # each row's place in it, in elements
-    saved_size: int = 0  # elements
-    placed_for: tuple[int | None, list[bool] | None] | None = None  # (unit, missing)
+    room: Room = NO_ROOM  # which rows it holds, and where
+    rooms: dict[int | None, Room] = field(default_factory=dict)  # of each unit
     ratios: Tensor | None = None  # LAMB's, one for each row; only during a step
     skip: Tensor | None = None  # one fp32 on the device: not 0, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
@@ -162,14 +159,10 @@ class Launch:
 
         ``same_entries``: the state's entries are the objects that they were at the step before.
         """
-        weights = self.weights
-        found = self.weight_layouts.addresses(weights)
-        if found is None and self._fit(weights):
-            found = addresses(weights)
-        if found != self.addresses or not self._take_gradients():
+        if not self._take_weights() or not self._take_gradients():
             return False
-        if not same_entries or len(self.entries) != len(weights):
-            self.entries = [state.get(weight) for weight in weights]
+        if not same_entries or len(self.entries) != len(self.weights):
+            self.entries = [state.get(weight) for weight in self.weights]
         self._take_moments()
         self._classify()
         if self.cut_for != self.rows_version:
@@ -187,19 +180,31 @@ class Launch:
         Raises:
             RuntimeError: they have another shape, dtype or memory order.
         """
-        found = addresses(self.weights)
-        if found == self.addresses:
-            return False
-        self._expect_memory(found, self.weights, "{}")
-        if not self._fit(self.weights):
+        version = self.rows_version
+        if not self._take_weights():
             raise RuntimeError(
-                "the closure replaced a weight by one of another shape, dtype or memory order "
-                "between the first evaluation and a trial"
+                "the closure replaced a weight by one of another shape, dtype, device or memory "
+                "order between the first evaluation and a trial"
             )
-        self.addresses = found
-        self._set_column(WEIGHT, found)
-        self.lines = None
+        if self.rows_version == version:
+            return False
         self._cut_anew()
+        return True
+
+    def _take_weights(self) -> bool:
+        """Take up where the weights lie; false where the rows fit them no longer.
+
+        ``lines`` stay: of a moved weight they lack the new storage, and are only hints.
+        """
+        found = self.weight_layouts.addresses(self.weights)
+        if found is None:
+            if not self._fit(self.weights):
+                return False
+            found = addresses(self.weights)
+        if found != self.addresses:
+            self._expect_memory(found, self.weights, "{}")
+            self._set_column(WEIGHT, found)
+            self.addresses = found
         return True
 
     def _cut_anew(self) -> None:
@@ -210,10 +215,11 @@ class Launch:
         self.cut_for = self.rows_version
 
     def _fit(self, weights: list[Tensor]) -> bool:
-        """Whether the weights have shapes, dtype and strides as the rows were built."""
+        """Whether the weights have shapes, dtype, device and strides as the rows were built."""
         fit = (
             [weight.shape for weight in weights] == self.shapes
             and _all_are(self.dtype, [weight.dtype for weight in weights])
+            and _all_are(self.device, [weight.device for weight in weights])
             and self._laid_out(weights)
         )
         if fit:
@@ -459,30 +465,22 @@ class Launch:
     # -- the saved weights --------------------------------------------------------------------
 
     def make_room(self) -> None:
-        """Take memory for the weights that a search moves."""
-        self.place()
-        self.saved = torch.empty(self.saved_size, dtype=self.dtype, device=self.device)
-
-    def place(self) -> None:
-        """Give each row that a search moves its place: none without a gradient, or unselected."""
-        if self.placed_for == (self.unit, self.missing):
-            return
-        rows = range(len(self.weights))
-        self.saved_rows = [
-            row for row in rows if self.gradients[row] is not None and self.is_selected(row)
-        ]
-        self.saved_at, self.saved_size = [0] * len(rows), 0
-        for row in self.saved_rows:
-            self.saved_at[row] = self.saved_size
-            self.saved_size += -(-self.sizes[row] // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
-        self._set_column(SAVED_AT, array("q", self.saved_at))
-        self.cut_for = self.rows_version  # these places do not matter to it
-        self.placed_for = (self.unit, self.missing)
+        """Take memory for the weights that a search moves: none without a gradient in this step."""
+        room = self.rooms.get(self.unit)
+        if room is None or room.missing != self.missing:
+            rows = [row for row, gradient in enumerate(self.gradients) if gradient is not None]
+            if self.unit is not None:
+                rows = [row for row in rows if self.is_selected(row)]
+            room = self.rooms[self.unit] = room_for(rows, self.sizes, self.missing)
+        self._set_column(SAVED_AT, room.starts)
+        self.cut_for = self.rows_version  # the chunks are the same wherever these places are
+        self.room = room
+        self.saved = torch.empty(room.size, dtype=self.dtype, device=self.device)
 
     def saved_view(self, row: int) -> Tensor:
         """The saved weights of a row, shaped like it (in its memory order where it is dense)."""
         assert self.saved is not None
-        shape, start = self.shapes[row], self.saved_at[row]
+        shape, start = self.shapes[row], self.room.starts[row]
         if self.dense[row]:
             return self.saved.as_strided(shape, self.strides[row], start)
         return self.saved[start : start + self.sizes[row]].view(shape)
@@ -490,7 +488,7 @@ class Launch:
     def restore(self) -> list[str]:
         """Put the saved weights back; what those are called that could not be."""
         self.saved = self.aside if self.saved is None else self.saved
-        lost = [self.labels[row] for row in self.saved_rows if not self._put_back(row)]
+        lost = [self.labels[row] for row in self.room.rows if not self._put_back(row)]
         self.moved = False
         return lost
 
