@@ -15,6 +15,7 @@ from . import scaling
 from ._torch import forget_cached_weights, versions_of
 from .arguments import check_loss
 from .interrupts import Interrupts
+from .kernels.layout import has_memory
 from .replay import Replay
 from .warning import Once
 
@@ -258,6 +259,8 @@ class Evaluations:
             if re.search(NEEDS_GRAPH, str(error)):
                 return self._trial(with_graph=True)
             raise error
+        if not all(has_memory(p) for p in self._parameters if p.requires_grad):
+            raise error  # a forward would read what the closure has freed
         try:
             loss = self._trial(with_graph=True)
         except Exception:
