@@ -66,6 +66,13 @@ class Evaluations:
     gradients cannot touch those that the kernels read.
     """
 
+    # defaults on the class: a step without a closure makes one of these, too
+    has_loss = False  # one with a graph
+    _called_first = False
+    _calls_backward = False
+    _accumulated: Gradients | None = None  # by somebody else, before the step
+    _gradients: list[tuple[Tensor, Tensor]] | None = None
+
     def __init__(
         self,
         closure: Closure | None,
@@ -79,11 +86,6 @@ class Evaluations:
         self._closure = closure
         self._parameters = parameters
         self._replay = replay
-        self._called_first = False
-        self._calls_backward = False
-        self.has_loss = False  # one with a graph
-        self._accumulated: Gradients | None = None  # by somebody else, before the step
-        self._gradients: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def knows_first(self) -> bool:

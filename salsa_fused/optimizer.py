@@ -278,7 +278,8 @@ class FusedSaLSa(Optimizer):
                 self._clipped_by = None  # of other gradients
             # cloned: a compiled model may overwrite its output in the next evaluation
             f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            self._clip_to_the_largest_norm()
+            if self.max_grad_norm is not None:
+                self.clip_grad_norm_(self.max_grad_norm)
             if not self._table.refresh(self.param_groups, self.state):
                 if calls.has_loss:
                     self._trouble.no_gradient()
@@ -562,10 +563,6 @@ class FusedSaLSa(Optimizer):
         self._table = self.table_class(forced_backend(self._backend))
 
     # -- inside a step ------------------------------------------------------------------------
-
-    def _clip_to_the_largest_norm(self) -> None:
-        if self.max_grad_norm is not None:
-            self.clip_grad_norm_(self.max_grad_norm)
 
     def _unless_finite(self, f0: Any) -> tuple[LineSearch | None, Tensor | None]:
         """Skip a plain step whose loss, or with ``check_finite`` a gradient, is not finite.
