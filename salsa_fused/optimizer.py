@@ -17,7 +17,7 @@ from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
 from .hooks import hooked_where_watched
-from .interrupts import Interrupts
+from .interrupts import Interrupts, is_running
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
 from .kernels.table import parameters_of
@@ -225,7 +225,7 @@ class FusedSaLSa(Optimizer):
                 gradient is sparse or complex; CUDA-graph capture; several ranks.
             TypeError, ValueError: the closure returned something other than a loss.
         """
-        if self._stepping:
+        if self._stepping and is_running(FusedSaLSa._step.__code__, self):
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
         with Interrupts() as interrupts, torch.set_grad_enabled(False):
             return self._step(closure, loss, interrupts)
@@ -241,8 +241,8 @@ class FusedSaLSa(Optimizer):
         replay = self._replay(closure, loss)
         parameters = parameters_of(self.param_groups) if closure is not None else []
         calls = Evaluations(closure, parameters, replay, interrupts, self._trials_need_graph)
-        self._stepping = True
         try:
+            self._stepping = True
             if loss is None and closure is not None:
                 loss = calls.first(searching)
             # cloned: a compiled model may overwrite its output in the next evaluation
@@ -272,8 +272,8 @@ class FusedSaLSa(Optimizer):
             self._outer_replay = outer  # the same loss may be given again
             raise
         finally:
-            self._table.release()
             self._stepping = False
+            self._table.release()
         self._trials_need_graph = calls.needs_graph
         if search is None:
             cycle.count_plain_step(self.param_groups, self.line_search_class)
