@@ -184,19 +184,20 @@ class FusedSaLSa(Optimizer):
             **arguments.as_plain_numbers({"trust_clip": trust_clip}),
             **settings,
         }
+        table = self.table_class(forced_backend(backend))
+        super().__init__(params, defaults)  # first: torch.compile forgets what is set before it
         self.module = module
         self.check_replay = check_replay
         self.check_finite = check_finite
         self.last_search: SearchResult | None = None
         self._backend = backend
-        self._table = self.table_class(forced_backend(backend))
+        self._table = table
         self._replay_checked = False
         self._warned_of_closure = False
         self._outer_replay: Replay | None = None  # of first_evaluation()
         self._stepping = False
         self._trials_need_graph = False
         self._device_skips = DeviceSkips()
-        super().__init__(params, defaults)
         arguments.warn_of_learning_rate(self.param_groups)
 
     # -- one step -----------------------------------------------------------------------------
