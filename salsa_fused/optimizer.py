@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import arguments, cycle, loading
+from .arguments import SHARED_SETTINGS
 from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
@@ -22,6 +23,7 @@ from .kernels import Direction, Table
 from .kernels.choice import forced_backend
 from .kernels.table import parameters_of
 from .line_search import (
+    STATE_NAMES,
     LineSearch,
     SearchResult,
     SearchSettings,
@@ -29,8 +31,6 @@ from .line_search import (
 )
 from .replay import Replay
 
-# one per optimizer, not per group
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
@@ -185,6 +185,7 @@ class FusedSaLSa(Optimizer):
             **settings,
         }
         table = self.table_class(forced_backend(backend))
+        arguments.check_numbers(defaults)
         super().__init__(params, defaults)  # first: torch.compile forgets what is set before it
         self.module = module
         self.check_replay = check_replay
@@ -379,6 +380,7 @@ class FusedSaLSa(Optimizer):
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
+        used = isinstance(param_group, dict) and param_group.keys() >= set(STATE_NAMES)
         if self.param_groups and isinstance(param_group, dict):
             first = self.param_groups[0]
             shared = {name: first[name] for name in SHARED_SETTINGS}
@@ -388,12 +390,12 @@ class FusedSaLSa(Optimizer):
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(param_group)
         try:
-            self._admit(self.param_groups[-1])
+            self._admit(self.param_groups[-1], used)
         except BaseException:
             self.param_groups.pop()
             raise
 
-    def _admit(self, group: dict[str, Any]) -> None:
+    def _admit(self, group: dict[str, Any], used: bool) -> None:
         betas = group["betas"]
         if isinstance(betas, (tuple, list)) and len(betas) == 3:
             group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
@@ -406,13 +408,13 @@ class FusedSaLSa(Optimizer):
             shared |= SearchState.fresh(SearchSettings.read_from(shared))._asdict()
         for name, value in shared.items():
             if group.setdefault(name, value) != value:
-                raise ValueError(
-                    f"a parameter group names {name}={group[name]!r}, but the search is one for "
-                    f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
+                raise arguments.setting_of_one_group(
+                    name, group[name], value, of_an_earlier_optimizer=used
                 )
             group[name] = value  # a plain number, where an equal one of NumPy's was given
         arguments.check_group(group)
-        group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
+        plain = PLAIN if isinstance(group["lr"], Tensor) else ("lr", *PLAIN)
+        group.update(arguments.as_plain_numbers({name: group[name] for name in plain}))
         arguments.check_no_shared_memory(self.param_groups)
 
     @torch._disable_dynamo
@@ -437,6 +439,8 @@ class FusedSaLSa(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, as ``torch.optim.Optimizer`` has it: plain numbers and tensors."""
         self._hear_of_skips()
+        for group in self.param_groups:  # schedulers write into them
+            group.update(arguments.as_plain_numbers(arguments.foreign_numbers(group)))
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
