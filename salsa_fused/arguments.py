@@ -17,8 +17,11 @@ from .cycle import Units
 from .kernels import Direction
 from .kernels.layout import parameter_label
 from .kernels.parameters import check_parameter, takes_part
+from .line_search import STATE_NAMES, SearchSettings
 from .warning import warn
 
+# one per optimizer, not per group
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
 
 
@@ -107,11 +110,58 @@ def as_plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items()}
 
 
+def foreign_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are neither Python's own nor tensors, alone or in a tuple: NumPy's."""
+
+    def is_foreign(value: Any) -> bool:
+        return isinstance(value, Real) and type(value) not in (int, float, bool)
+
+    found = {}
+    for name, value in values.items():
+        items = value if isinstance(value, tuple) else (value,)
+        if any(map(is_foreign, items)) and all(isinstance(item, Real) for item in items):
+            found[name] = value
+    return found
+
+
+def setting_of_one_group(
+    name: str, given: Any, shared: Any, *, of_an_earlier_optimizer: bool
+) -> ValueError:
+    """The error for a group that names what is one for all of them."""
+    if of_an_earlier_optimizer:
+        return ValueError(
+            "these parameter group dictionaries belong to an earlier optimizer, which keeps its "
+            f"search in them ({name}={given!r}, here {shared!r}): pass fresh ones, [{{'params': "
+            "group['params'], 'lr': group['lr']} for group in groups], or copies that were made "
+            "before it"
+        )
+    text = f"a parameter group names {name}={given!r}, but the search is one for all groups and has"
+    if name in STATE_NAMES:
+        advice = "it is found by the search and is not given: leave it out"
+    else:
+        argument = "betas[2]" if name == "beta3" else name
+        advice = f"leave {name} out of the group, the constructor's {argument} sets it for all"
+    return ValueError(f"{text} {name}={shared!r}: {advice}")
+
+
 def check_group(group: Mapping[str, Any]) -> None:
     """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable.
 
     Frozen parameters are looked at when they have a gradient (see ``Table``).
     """
+    check_numbers(group)
+    seen: set[int] = set()
+    for index, parameter in enumerate(group["params"]):
+        label = parameter_label(group, index)
+        if takes_part(parameter):
+            check_parameter(parameter, label)
+        if id(parameter) in seen:
+            raise ValueError(f"{label} is in its group twice: list every parameter once")
+        seen.add(id(parameter))
+
+
+def check_numbers(group: Mapping[str, Any]) -> None:
+    """Raise ValueError where ``lr``, ``betas``, ``eps`` or ``weight_decay`` is out of range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a tensor of one element, got {tuple(lr.shape)}")
@@ -128,14 +178,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     for name in ("eps", "weight_decay"):
         if not 0.0 <= _number(name, group[name]) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {group[name]!r}")
-    seen: set[int] = set()
-    for index, parameter in enumerate(group["params"]):
-        label = parameter_label(group, index)
-        if takes_part(parameter):
-            check_parameter(parameter, label)
-        if id(parameter) in seen:
-            raise ValueError(f"{label} is in its group twice: list every parameter once")
-        seen.add(id(parameter))
 
 
 def check_call(closure: Any, loss: Any, searching: bool) -> None:
@@ -195,7 +237,7 @@ def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
     if meant:
         warn(
             f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
-            "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
+            "rate: pass lr=1.0 (the default); schedulers and warm-ups scale it",
         )
     return meant
 

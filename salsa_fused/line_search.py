@@ -142,7 +142,7 @@ class LineSearch:
         self.outcome: Outcome | None = None
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
-        self.trials = self.rejections = 0
+        self.trials = self.rejections = self.skipped_before = 0
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -174,6 +174,7 @@ class LineSearch:
 
     def hear_of_skipped(self, count: int) -> None:
         """Steps that a device skipped since the last search, unknown to the host until now."""
+        self.skipped_before = count
         self.state = self.state._replace(skipped_steps=self.state.skipped_steps + count)
         self._after = self.state
 

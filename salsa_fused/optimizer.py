@@ -15,16 +15,18 @@ from torch.optim import Optimizer
 
 from . import arguments, clipping, cycle, loading
 from ._torch import hooked_where_watched, load_hooks, not_compiled
+from .arguments import SHARED_SETTINGS
 from .consistency import Consistency
 from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations, Habits, mark_gradients
-from .interrupts import Interrupts
+from .interrupts import Interrupts, is_running
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
 from .kernels.parameters import check_no_shared_memory
 from .kernels.table import parameters_of
 from .line_search import (
+    STATE_NAMES,
     WARM_START_STEPS,
     LineSearch,
     SearchResult,
@@ -34,8 +36,6 @@ from .line_search import (
 from .replay import Replay
 from .trouble import Trouble
 
-# one per optimizer, not per group
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
 EXACT = (torch.float32, torch.float64)
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
@@ -143,7 +143,7 @@ class FusedSaLSa(Optimizer):
 
     line_search_class = LineSearch
     table_class = Table
-    _constructing = False  # then memory is looked at once, when all groups are there
+    _constructing = True  # then memory is looked at once, when all groups are there
     profile_hook_step = staticmethod(hooked_where_watched)  # torch wraps `step` with it
 
     def __init__(
@@ -203,13 +203,16 @@ class FusedSaLSa(Optimizer):
             **arguments.as_plain_numbers({"trust_clip": trust_clip}),
             **settings,
         }
+        table = self.table_class(forced_backend(backend))
+        arguments.check_numbers(defaults)
+        super().__init__(params, defaults)  # first: torch.compile forgets what is set before it
         self.module = module
         self.check_replay = check_replay
         self.check_finite = check_finite
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.last_search: SearchResult | None = None
         self._backend = backend
-        self._table = self.table_class(forced_backend(backend))
+        self._table = table
         self._replay_checks = self._slope_checks = 0  # made so far
         self._habits = Habits()
         self._trouble = Trouble(self._habits.once)
@@ -218,8 +221,6 @@ class FusedSaLSa(Optimizer):
         self._in_trial = False
         self._stepping = False
         self._device_skips = DeviceSkips()
-        self._constructing = True
-        super().__init__(params, defaults)
         self._constructing = False
         check_no_shared_memory(self.param_groups)
         self._habits.marked = True  # gradients from before are nobody's accumulation
@@ -253,7 +254,7 @@ class FusedSaLSa(Optimizer):
                 gradient is sparse or complex; CUDA-graph capture; several ranks.
             TypeError, ValueError: the closure returned something other than a loss.
         """
-        if self._stepping:
+        if self._stepping and is_running(FusedSaLSa._step.__code__, self):
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
         with Interrupts() as interrupts, torch.set_grad_enabled(False):
             return self._step(closure, loss, interrupts)
@@ -271,8 +272,8 @@ class FusedSaLSa(Optimizer):
         replay = self._replay(closure, loss, searching)
         parameters = parameters_of(self.param_groups) if closure is not None else []
         calls = Evaluations(closure, parameters, replay, interrupts, self._habits)
-        self._stepping = True
         try:
+            self._stepping = True
             if loss is None and closure is not None:
                 loss = calls.first(searching)
                 self._clipped_by = None  # of other gradients
@@ -306,18 +307,21 @@ class FusedSaLSa(Optimizer):
             self._undo(calls, error)
             raise
         finally:
-            self._in_trial = self._stepping = False
+            self._stepping = self._in_trial = False
             self._table.release()
         self._clipped_by = None
         calls.mark_gradients()
         if search is None:
             cycle.count_plain_step(self.param_groups, self.line_search_class)
-            if skip is None:
-                self._trouble.step_taken()
         else:
-            self._remember(search, calls)
+            self._remember(search)
         if searching:
             self._device_skips.heard()
+        # at last: where warnings are errors, the step is complete
+        if search is not None:
+            self._trouble.searched(self.param_groups, search, replayed=calls.knows_first)
+        elif skip is None:
+            self._trouble.step_taken()
         return f0
 
     def _undo(self, calls: Evaluations, error: BaseException) -> None:
@@ -327,6 +331,7 @@ class FusedSaLSa(Optimizer):
         except Exception as lost:
             raise lost from error
         finally:
+            self._table.forget()  # an exception of a moment may have left it half changed
             calls.abandon()
 
     def _search(self, calls: Evaluations, f0: Tensor) -> LineSearch:
@@ -483,6 +488,7 @@ class FusedSaLSa(Optimizer):
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
+        used = isinstance(param_group, dict) and param_group.keys() >= set(STATE_NAMES)
         if self.param_groups and isinstance(param_group, dict):
             first = self.param_groups[0]
             shared = {name: first[name] for name in SHARED_SETTINGS}
@@ -492,14 +498,14 @@ class FusedSaLSa(Optimizer):
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(param_group)
         try:
-            self._admit(self.param_groups[-1])
+            self._admit(self.param_groups[-1], used)
             if not self._constructing:
                 check_no_shared_memory(self.param_groups)
         except BaseException:
             self.param_groups.pop()
             raise
 
-    def _admit(self, group: dict[str, Any]) -> None:
+    def _admit(self, group: dict[str, Any], used: bool) -> None:
         betas = group["betas"]
         if isinstance(betas, (tuple, list)) and len(betas) == 3:
             group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
@@ -512,13 +518,13 @@ class FusedSaLSa(Optimizer):
             shared |= SearchState.fresh(SearchSettings.read_from(shared))._asdict()
         for name, value in shared.items():
             if group.setdefault(name, value) != value:
-                raise ValueError(
-                    f"a parameter group names {name}={group[name]!r}, but the search is one for "
-                    f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
+                raise arguments.setting_of_one_group(
+                    name, group[name], value, of_an_earlier_optimizer=used
                 )
             group[name] = value  # a plain number, where an equal one of NumPy's was given
         arguments.check_group(group)
-        group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
+        plain = PLAIN if isinstance(group["lr"], Tensor) else ("lr", *PLAIN)
+        group.update(arguments.as_plain_numbers({name: group[name] for name in plain}))
 
     @not_compiled
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -542,6 +548,8 @@ class FusedSaLSa(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, as ``torch.optim.Optimizer`` has it: plain numbers and tensors."""
         self._hear_of_skips()
+        for group in self.param_groups:  # schedulers write into them
+            group.update(arguments.as_plain_numbers(arguments.foreign_numbers(group)))
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -559,7 +567,7 @@ class FusedSaLSa(Optimizer):
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._outer_replay = self._clipped_by = None
         self._device_skips = DeviceSkips()
-        self._stepping = self._in_trial = False
+        self._constructing = self._stepping = self._in_trial = False
         self._table = self.table_class(forced_backend(self._backend))
 
     # -- inside a step ------------------------------------------------------------------------
@@ -610,12 +618,8 @@ class FusedSaLSa(Optimizer):
         """
         return self.param_groups[0]["direction"] == "sgd" and not self._search_allowed
 
-    def _remember(self, search: LineSearch, calls: Evaluations) -> None:
-        skipped_before = search.state.skipped_steps - self.param_groups[0]["skipped_steps"]
+    def _remember(self, search: LineSearch) -> None:
         cycle.remember(self.param_groups, search)
-        if search.gave_up:
-            self._trouble.gave_up(search.smallest_tried, replayed=calls.knows_first)
-        self._trouble.searched(self.param_groups, search, skipped_before)
         result, sign = search.result, self._sign
         self.last_search = result._replace(
             loss=sign * result.loss, trial_loss=sign * result.trial_loss

@@ -70,8 +70,13 @@ class Trouble:
         if self.skipped >= IN_A_ROW:
             self._once.say("skipped", _why_skipped(groups, loss, self.skipped))
 
-    def searched(self, groups: Groups, search: LineSearch, skipped_before: int) -> None:
-        """Note a search that has ended; ``skipped_before``: steps that a device skipped since."""
+    def searched(self, groups: Groups, search: LineSearch, *, replayed: bool) -> None:
+        """Note a search that has ended; ``replayed``: its trials had the dropout masks of the loss.
+
+        Also that of a plain step which was skipped: it ended before it began.
+        """
+        if search.gave_up:
+            self._gave_up(search.smallest_tried, replayed)
         if search.outcome == "flat":
             if search.slope == 0.0:
                 self.without_slope += 1
@@ -84,12 +89,11 @@ class Trouble:
         if self.without_slope >= IN_A_ROW:
             self._once.say("no slope", NO_SLOPE)
         if search.skipped:
-            self.step_skipped(groups, search.loss, times=1 + skipped_before)
+            self.step_skipped(groups, search.loss, times=1 + search.skipped_before)
         else:
             self.step_taken()
 
-    def gave_up(self, smallest_tried: float, *, replayed: bool) -> None:
-        """Note a first search that found nothing; ``replayed``: trials had the loss' masks."""
+    def _gave_up(self, smallest_tried: float, replayed: bool) -> None:
         cause = "is the closure a function of the weights alone?"
         if not replayed:
             cause = (
