@@ -237,7 +237,8 @@ def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
     if meant:
         warn(
             f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
-            "rate: pass lr=1.0 (the default); schedulers and warm-ups scale it",
+            "rate: pass lr=1.0 (the default). Schedulers and warm-ups scale it, and "
+            "salsa_fused.schedules.as_factor makes factors of a schedule of learning rates",
         )
     return meant
 
