@@ -121,9 +121,9 @@ class Evaluations:
         versions = versions_of([gradient for gradient in before if gradient is not None])
         self._called_first = True
         self.habits.zeroed = False
-        with torch.enable_grad(), self._interrupts.heard():
-            with scaling.refused():
-                loss = self._closure()
+        # signals are heard innermost: one that raises must not come between the others' ends
+        with torch.enable_grad(), scaling.refused(), self._interrupts.heard():
+            loss = self._closure()
             self.has_loss = _has_graph(loss)
             if self._left_gradients(before, versions) and self._are_of(loss):
                 self._calls_backward = True

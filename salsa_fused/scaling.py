@@ -50,10 +50,6 @@ class refused:  # no generator: that would take twice as long, in every step
             if not _refusing:
                 _end_watching()
 
-    def __del__(self) -> None:
-        if id(self) in _refusing:  # an interrupt came between the user's code and `__exit__`
-            self.__exit__()
-
 
 def _begin_to_watch() -> None:
     global _own_scale, _watched_scale
