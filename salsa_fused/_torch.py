@@ -75,6 +75,11 @@ def load_hooks(optimizer: Optimizer, when: str) -> list[Callable[..., Any]]:
     return list(getattr(optimizer, name, {}).values())
 
 
+def parts_of(scheduler: Any) -> list[Any]:
+    """Return the schedulers that one consists of, as SequentialLR and ChainedScheduler do."""
+    return list(getattr(scheduler, "_schedulers", ()))
+
+
 # -- many tensors at once ---------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.optim.optimizer import Optimizer
 
+from ._torch import parts_of
+
 Scheduler = TypeVar("Scheduler", bound=LRScheduler)
 
 _with_factors: WeakSet[Optimizer] = WeakSet()
@@ -176,7 +178,7 @@ def _write(optimizer: Optimizer, values: Sequence[float]) -> None:
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
-    parts = list(getattr(scheduler, "_schedulers", ()))
+    parts = parts_of(scheduler)
     return parts + [deeper for part in parts for deeper in _parts(part)]
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import assert_same, everything, make_closure, make_net
 from torch import nn
+from torch.amp import GradScaler
 
 from salsa_fused import FusedSaLSa, interrupts
 from salsa_fused.interrupts import CANDIDATES, Interrupts, is_running
@@ -439,6 +440,7 @@ def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
     weights = [nn.Parameter(torch.randn(3, generator=torch.Generator().manual_seed(0)))]
     optimizer = FusedSaLSa(weights, search_period=search_period, init_step_size=1e-3)
     random_times, left, interrupted = random.Random(0), 0, 0
+    scale = GradScaler.scale  # another one while a closure runs
 
     def loss():
         return sum((w * w).sum() for w in weights)
@@ -474,7 +476,7 @@ def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
             except (Alarm, KeyboardInterrupt):  # the second, while it dealt with the first
                 pass
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            assert torch.is_grad_enabled()
+            assert torch.is_grad_enabled() and GradScaler.scale is scale
             assert_ctrl_c_works()
             assert signal.getsignal(signal.SIGALRM) is interrupt
             assert torch.isfinite(torch.cat([w.detach() for w in weights])).all()
