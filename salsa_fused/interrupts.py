@@ -69,12 +69,12 @@ class Interrupts:
         if not self._in_main:
             return
         try:
-            for number in CANDIDATES:
-                handler = getsignal(number)
-                if handler is DEFAULT or not callable(handler):
-                    continue
-                if type(handler) is Interrupts and not (handler := self._inherit(handler, number)):
-                    continue
+            for number, handler in _in_python():
+                if type(handler) is Interrupts:
+                    inherited = self._inherit(handler, number)
+                    if inherited is None:
+                        continue
+                    handler = inherited
                 self._held.append((number, handler))
                 set_signal(number, self)
         except BaseException:  # of a handler whose turn had not come
@@ -139,6 +139,21 @@ class Interrupts:
         finally:
             if self._noted:  # a handler has raised
                 self._deliver()
+
+
+_found: tuple[Any, ...] = ()
+_found_in_python: list[tuple[int, Handler]] = []
+
+
+def _in_python() -> list[tuple[int, Handler]]:
+    """Return the signals with a handler in Python: mostly the same as at the step before."""
+    global _found, _found_in_python
+    found = tuple(map(getsignal, CANDIDATES))
+    if found != _found:
+        pairs = zip(CANDIDATES, found)
+        _found_in_python = [(n, h) for n, h in pairs if h is not DEFAULT and callable(h)]
+        _found = found
+    return _found_in_python
 
 
 class Heard:

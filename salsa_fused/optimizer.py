@@ -264,7 +264,7 @@ class FusedSaLSa(Optimizer):
     ) -> Tensor | None:
         if closure is None and loss is None and self._nothing_to_apply:
             return None
-        if not self._trouble.lr_is_plausible and self.param_groups[0]["search_period"] is not None:
+        if not self._trouble.lr_is_plausible:
             self._trouble.look_at_lr(self.param_groups, self._largest_lr)
         searching = self.search_due
         arguments.check_call(closure, loss, searching)
@@ -310,7 +310,10 @@ class FusedSaLSa(Optimizer):
             self._stepping = self._in_trial = False
             self._table.release()
         self._clipped_by = None
-        calls.mark_gradients()
+        if closure is None:
+            self._habits.marked = False
+        else:
+            calls.mark_gradients()
         if search is None:
             cycle.count_plain_step(self.param_groups, self.line_search_class)
         else:
@@ -321,7 +324,7 @@ class FusedSaLSa(Optimizer):
         if search is not None:
             self._trouble.searched(self.param_groups, search, replayed=calls.knows_first)
         elif skip is None:
-            self._trouble.step_taken()
+            self._trouble.skipped = 0
         return f0
 
     def _undo(self, calls: Evaluations, error: BaseException) -> None:

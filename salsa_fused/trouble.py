@@ -60,10 +60,6 @@ class Trouble:
 
     # -- steps --------------------------------------------------------------------------------
 
-    def step_taken(self) -> None:
-        """Note a step that was not skipped."""
-        self.skipped = 0
-
     def step_skipped(self, groups: Groups, loss: float, *, times: int = 1) -> None:
         """Note a step that was skipped, or several; warn where that does not end."""
         self.skipped += times
@@ -91,7 +87,7 @@ class Trouble:
         if search.skipped:
             self.step_skipped(groups, search.loss, times=1 + search.skipped_before)
         else:
-            self.step_taken()
+            self.skipped = 0
 
     def _gave_up(self, smallest_tried: float, replayed: bool) -> None:
         cause = "is the closure a function of the weights alone?"
@@ -118,7 +114,8 @@ class Trouble:
         A warm-up begins small, too: it rises, and comes from a scheduler whose base is 1.
         """
         resumed = self._small_lr == 0 and groups[0]["steps"] >= LONGEST_WARM_UP
-        if largest >= LOWEST_PLAUSIBLE_LR or resumed:
+        is_a_rate = groups[0]["search_period"] is None
+        if largest >= LOWEST_PLAUSIBLE_LR or resumed or is_a_rate:
             self.lr_is_plausible = True
         elif largest > 0.0:
             self._small_lr += 1

@@ -108,7 +108,8 @@ class Table:
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
         self._trust(groups)  # with the decay as it was asked for
-        self._bound_decay(groups, step_size)
+        if [group for group in groups if group["weight_decay"]]:
+            self._bound_decay(groups, step_size)
         made = [False] * len(self.launches)
         if searched and not self._follow():
             made = list(map(_stands_at_the_step, self.launches, tried))
