@@ -153,7 +153,7 @@ def _search_kernels(weights: list[Tensor]) -> tuple[Callable[[], object], ...]:
 
     def allocating() -> None:
         launch.saved = None
-        launch.saved = torch.empty(launch.saved_size)
+        launch.make_room()
         backend.first_trial(launch)
 
     return (

@@ -5,9 +5,9 @@
 >>> loss = optimizer.step(lambda: loss_function(model(inputs), targets))
 """
 
-from . import settings
+from . import schedules, settings, units
 from ._version import __version__
 from .line_search import SearchResult
 from .optimizer import FusedSaLSa
 
-__all__ = ["FusedSaLSa", "SearchResult", "__version__", "settings"]
+__all__ = ["FusedSaLSa", "SearchResult", "__version__", "schedules", "settings", "units"]

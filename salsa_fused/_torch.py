@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -74,6 +75,11 @@ def load_hooks(optimizer: Optimizer, when: Literal["before", "after"]) -> list[C
     return list(getattr(optimizer, name, {}).values())
 
 
+def parts_of(scheduler: Any) -> list[Any]:
+    """Return the schedulers that one consists of, as SequentialLR and ChainedScheduler do."""
+    return list(getattr(scheduler, "_schedulers", ()))
+
+
 # -- many tensors at once ---------------------------------------------------------------------
 
 
@@ -117,6 +123,17 @@ def forget_cached_weights() -> None:
 
 # what csrc/watch.cpp reads tensors with; None where this torch has none
 dlpack_exchange_api: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+
+
+_version = attrgetter("_version")
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was written to, as autograd counts; 0 where nobody does."""
+    try:
+        return list(map(_version, tensors))
+    except (AttributeError, RuntimeError):  # RuntimeError: made under torch.inference_mode
+        return [getattr(t, "_version", 0) if not t.is_inference() else 0 for t in tensors]
 
 
 def objects_of(tensor: Tensor) -> tuple[int, ...]:

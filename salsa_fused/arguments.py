@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cycle import Units
 from .kernels import Direction
-from .kernels.layout import is_dense, is_lazy, overlaps_itself, parameter_label
+from .kernels.layout import parameter_label
+from .kernels.parameters import check_parameter, takes_part
+from .line_search import STATE_NAMES, SearchSettings
 from .warning import warn
 
+# one per optimizer, not per group
+SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
 
 
@@ -56,6 +59,12 @@ def check_trust_clip(trust_clip: Any) -> None:
         raise ValueError(
             f"trust_clip must be positive, or None for no bound (plain LAMB), got {trust_clip!r}"
         )
+
+
+def check_max_grad_norm(max_grad_norm: Any, name: str = "max_grad_norm") -> None:
+    """Raise ValueError unless it is positive or None."""
+    if max_grad_norm is not None and not _number(name, max_grad_norm) > 0.0:
+        raise ValueError(f"{name} must be positive, or None for no clipping, got {max_grad_norm!r}")
 
 
 def period_bounds(search_period: Any) -> tuple[int, int] | None:
@@ -101,8 +110,58 @@ def as_plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items()}
 
 
+def foreign_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are neither Python's own nor tensors, alone or in a tuple: NumPy's."""
+
+    def is_foreign(value: Any) -> bool:
+        return isinstance(value, Real) and type(value) not in (int, float, bool)
+
+    found = {}
+    for name, value in values.items():
+        items = value if isinstance(value, tuple) else (value,)
+        if any(map(is_foreign, items)) and all(isinstance(item, Real) for item in items):
+            found[name] = value
+    return found
+
+
+def setting_of_one_group(
+    name: str, given: Any, shared: Any, *, of_an_earlier_optimizer: bool
+) -> ValueError:
+    """The error for a group that names what is one for all of them."""
+    if of_an_earlier_optimizer:
+        return ValueError(
+            "these parameter group dictionaries belong to an earlier optimizer, which keeps its "
+            f"search in them ({name}={given!r}, here {shared!r}): pass fresh ones, [{{'params': "
+            "group['params'], 'lr': group['lr']} for group in groups], or copies that were made "
+            "before it"
+        )
+    text = f"a parameter group names {name}={given!r}, but the search is one for all groups and has"
+    if name in STATE_NAMES:
+        advice = "it is found by the search and is not given: leave it out"
+    else:
+        argument = "betas[2]" if name == "beta3" else name
+        advice = f"leave {name} out of the group, the constructor's {argument} sets it for all"
+    return ValueError(f"{text} {name}={shared!r}: {advice}")
+
+
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable."""
+    """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable.
+
+    Frozen parameters are looked at when they have a gradient (see ``Table``).
+    """
+    check_numbers(group)
+    seen: set[int] = set()
+    for index, parameter in enumerate(group["params"]):
+        if takes_part(parameter):
+            check_parameter(parameter, parameter_label(group, index))
+        if id(parameter) in seen:
+            label = parameter_label(group, index)
+            raise ValueError(f"{label} is in its group twice: list every parameter once")
+        seen.add(id(parameter))
+
+
+def check_numbers(group: Mapping[str, Any]) -> None:
+    """Raise ValueError where ``lr``, ``betas``, ``eps`` or ``weight_decay`` is out of range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a tensor of one element, got {tuple(lr.shape)}")
@@ -119,69 +178,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     for name in ("eps", "weight_decay"):
         if not 0.0 <= _number(name, group[name]) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {group[name]!r}")
-    seen: set[Tensor] = set()
-    for index, parameter in enumerate(group["params"]):
-        label = parameter_label(group, index)
-        check_parameter(parameter, label)
-        if parameter in seen:
-            raise ValueError(f"{label} is in its group twice: list every parameter once")
-        seen.add(parameter)
-
-
-def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError where two parameters share memory: each step would move it twice."""
-    spans = []
-    for group in groups:
-        for index, parameter in enumerate(group["params"]):
-            if parameter.numel() > 0 and is_dense(parameter):
-                start = parameter.data_ptr()
-                end = start + parameter.numel() * parameter.element_size()
-                spans.append((str(parameter.device), start, end, parameter_label(group, index)))
-    spans.sort()
-    for (device, _, end, label), (next_device, start, _, next_label) in pairwise(spans):
-        if device == next_device and start < end:
-            raise ValueError(
-                f"{label} and {next_label} share memory: tie weights by using one parameter in "
-                "both places (a.weight = b.weight, not a.weight.data = b.weight.data)"
-            )
-
-
-def check_parameter(parameter: Tensor, label: str) -> None:
-    """Raise TypeError or ValueError for a tensor that no kernel can train."""
-    if is_lazy(parameter):
-        raise TypeError(
-            f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
-            "build the optimizer"
-        )
-    if type(parameter) is not Tensor and not _is_plain_parameter(parameter):
-        kind = f"{type(parameter).__module__}.{type(parameter).__qualname__}"
-        raise TypeError(
-            f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
-            "plain tensors only (no DTensor, no other tensor subclass)"
-        )
-    if parameter.layout != torch.strided:
-        raise TypeError(f"{label} is sparse ({parameter.layout}): make it dense")
-    if not parameter.is_floating_point():
-        raise TypeError(
-            f"{label} is not of a real floating dtype: leave it out, or train a float copy of it"
-        )
-    if parameter.is_inference():
-        raise ValueError(
-            f"{label} was made under torch.inference_mode and can have no gradient: make the model "
-            "outside of it"
-        )
-    if parameter.is_neg():
-        raise ValueError(f"{label} is a negated view: use parameter.detach().resolve_neg()")
-    if parameter.device.type == "meta":
-        raise ValueError(
-            f"{label} is on the meta device, it holds no numbers: materialise the model first "
-            "(module.to_empty(device=...), then initialise it)"
-        )
-    if overlaps_itself(parameter):
-        raise ValueError(
-            f"{label} overlaps itself in memory (strides {parameter.stride()}): use "
-            "parameter.detach().clone()"
-        )
 
 
 def check_call(closure: Any, loss: Any, searching: bool) -> None:
@@ -204,9 +200,9 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
             "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
             "forward and backward only"
         )
-    if searching and (ranks := _ranks()) > 1:
+    if searching and (several := ranks()) > 1:
         raise RuntimeError(
-            f"{ranks} ranks run in torch.distributed: each would find its own step size and they "
+            f"{several} ranks run in torch.distributed: each would find its own step size and they "
             "would drift apart. Searches work in one process only; search_period=None works in "
             "several"
         )
@@ -215,7 +211,12 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
 def check_loss(loss: Any, source: str) -> Tensor:
     """Raise TypeError or ValueError unless ``loss`` is one real number in a tensor."""
     if not isinstance(loss, Tensor):
-        hint = ": does it lack `return loss`?" if loss is None else ""
+        hint = ""
+        if loss is None:
+            hint = (
+                ": does it lack `return loss`? (A search needs it, in Lightning's manual "
+                "optimization, too: give step() a closure there)"
+            )
         raise TypeError(
             f"{source} must be the loss, a tensor of one element, got {type(loss).__name__}{hint}"
         )
@@ -229,30 +230,25 @@ def check_loss(loss: Any, source: str) -> Tensor:
     return loss
 
 
-def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Everybody swaps ``lr=1e-3`` in at first."""
+def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Warn of ``lr=1e-3``, which everybody swaps in at first; whether it was necessary."""
     largest = max(float(group["lr"]) for group in groups)
-    if largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None:
+    meant = largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None
+    if meant:
         warn(
             f"lr={largest:g} is a factor on the step size that the search finds, not a learning "
-            "rate: leave it at its default 1.0 (schedulers and warm-ups scale it)",
+            "rate: pass lr=1.0 (the default). Schedulers and warm-ups scale it, and "
+            "salsa_fused.schedules.as_factor makes factors of a schedule of learning rates",
         )
+    return meant
 
 
-def _ranks() -> int:
+def ranks() -> int:
+    """How many processes run in torch.distributed; 1 where none was set up."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
-
-
-def _is_plain_parameter(parameter: Tensor) -> bool:
-    kind = type(parameter)
-    return kind is nn.Parameter or (
-        isinstance(parameter, nn.Parameter)
-        and kind.__torch_function__ is nn.Parameter.__torch_function__
-        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
-    )
 
 
 def _number(name: str, value: Any) -> float:

@@ -22,11 +22,13 @@ OWN = (  # a unit's
     "smoothed_decrease",
     "smoothed_slope",
     "located",
+    "accepted_step_size",
+    "flat_searches",
     "fast_mean",
     "slow_mean",
     "steps_since_search",
 )
-UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0}  # how a unit begins
+UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0, "flat_searches": 0}  # at first
 
 
 def is_due(groups: Groups, line_search_class: type[LineSearch]) -> bool:

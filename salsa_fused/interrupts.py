@@ -1,10 +1,16 @@
-"""Ctrl-C is heard in the user's code, or when the step is complete; never in half a step."""
+"""Signals are heard in the user's code, or when the step is complete; never in half a step.
+
+Python runs the handler of a signal between any two instructions, and many a handler raises: that of
+Ctrl-C, those of time limits and of clusters, and a data loader's for a worker that died.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
 
 signal: Any
@@ -13,64 +19,155 @@ try:
 except ImportError:  # another Python
     signal = importlib.import_module("signal")
 
+Handler = Callable[[int, FrameType | None], Any]
+
+CANDIDATES: tuple[int, ...] = tuple(
+    getattr(signal, name)
+    for name in (
+        *("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCHLD", "SIGQUIT"),
+        *("SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGBREAK"),
+    )
+    if hasattr(signal, name)
+)
+"""What may have a handler in Python; to ask for one takes a step 30 ns."""
+
+DEFAULT, getsignal, set_signal = signal.SIG_DFL, signal.getsignal, signal.signal
+
 
 class Interrupts:
     """``with Interrupts() as interrupts:`` around a step, ``interrupts.heard()`` around user code.
 
-    Python's own handler of SIGINT is held back, and only in the main thread, where it would raise;
-    another handler is left alone.
+    In the main thread, where handlers run, it takes the place of every handler that is written in
+    Python, and notes what comes: each signal once, as the system does while it blocks them. On the
+    way out all handlers are put back, and then those of what was noted are called.
+
+    A handler that raises while they are exchanged may cut that off. So one that stayed behind asks
+    whether its step is still on the stack, and if not, makes up for it.
     """
+
+    __slots__ = ("_held", "_in_main", "_noted")
 
     def __init__(self) -> None:
         self._in_main = threading.current_thread() is threading.main_thread()
-        self._holding = False
-        self._pending = False
+        self._held: list[tuple[int, Handler]] = []
+        self._noted: dict[int, FrameType | None] = {}
 
     def __enter__(self) -> Interrupts:
-        self.hold()
+        try:
+            self.hold()
+        except BaseException:
+            self.let_go()
+            raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if self._holding:
-            self._let_go()
-            if self._pending and kind is None:
-                raise KeyboardInterrupt
-
     def heard(self) -> Heard:
+        """Around the user's code in a step."""
         return Heard(self)
 
     def hold(self) -> None:
-        """Hold it back, if Python's own handler is there and nobody does yet."""
-        if self._in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._holding = True
+        """Hold back every signal that has a handler in Python."""
+        if not self._in_main:
+            return
+        try:
+            for number in CANDIDATES:
+                handler = getsignal(number)
+                if handler is DEFAULT or not callable(handler):
+                    continue
+                if type(handler) is Interrupts and not (handler := self._inherit(handler, number)):
+                    continue
+                self._held.append((number, handler))
+                set_signal(number, self)
+        except BaseException:  # of a handler whose turn had not come
+            self.hold()
+            raise
 
-    def _let_go(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._holding = False
+    def let_go(self, *details: object) -> None:
+        """Put the handlers back, and call those of what was noted."""
+        held = self._held
+        try:
+            while held:
+                number, handler = held[-1]
+                found = set_signal(number, handler)
+                if found is not self and found is not None:  # one that was installed since
+                    set_signal(number, found)
+                held.pop()
+        finally:
+            if held:  # a handler that is back has raised
+                self.let_go()
+            elif self._noted:
+                self._deliver()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._pending = True
+    __exit__ = let_go
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal: the handler in the place of all others."""
+        self._noted.setdefault(number, frame)
+        if not self._is_on(frame):
+            self.let_go()
+
+    def _inherit(self, other: Interrupts, number: int) -> Handler | None:
+        """Take over from a step that is gone; None where it is not, and has this signal in hand."""
+        if other is self or other._is_on(sys._getframe()):
+            return None
+        self._noted = {**other._noted, **self._noted}
+        other._noted = {}
+        other.let_go()
+        handler = getsignal(number)
+        return handler if callable(handler) else None
+
+    def _is_on(self, frame: FrameType | None) -> bool:
+        """Whether the step is on this stack: its functions have a variable for this object."""
+        while frame is not None:
+            if frame.f_globals.get("__package__") == __package__:
+                variables = frame.f_locals
+                if variables.get("interrupts") is self or variables.get("self") is self:
+                    return True
+            frame = frame.f_back
+        return False
+
+    def _deliver(self) -> None:
+        """Call the handlers, and not by a signal: event loops have heard of the first already."""
+        try:
+            while self._noted:
+                number = next(iter(self._noted))
+                handler = getsignal(number)
+                frame = self._noted.pop(number)
+                if callable(handler):
+                    handler(number, frame)
+                else:
+                    signal.raise_signal(number)
+        finally:
+            if self._noted:  # a handler has raised
+                self._deliver()
 
 
 class Heard:
     """Around the user's code in a step.
 
-    No generator: one that an interrupt keeps from going on holds Ctrl-C back again when it is
+    No generator: one that an interrupt keeps from going on holds signals back again when it is
     collected, and for ever.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
-        self._held = interrupts._holding
 
     def __enter__(self) -> None:
-        if self._held:
-            if self._interrupts._pending:
-                self._interrupts._pending = False
-                raise KeyboardInterrupt
-            self._interrupts._let_go()
+        try:
+            self._interrupts.let_go()
+        except BaseException:  # of what came before the user's code, which is not called then
+            self._interrupts.hold()
+            raise
 
     def __exit__(self, *details: object) -> None:
-        if self._held:
-            self._interrupts.hold()  # not where the user's code has set a handler
+        self._interrupts.hold()
+
+
+def is_running(code: CodeType, owner: object) -> bool:
+    """Tell whether a call of this method of ``owner`` is under way, in any thread."""
+    for frame in sys._current_frames().values():
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code is code and caller.f_locals.get(code.co_varnames[0]) is owner:
+                return True
+            caller = caller.f_back
+    return False

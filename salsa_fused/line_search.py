@@ -31,8 +31,12 @@ Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
 
 WARM_START_STEPS = 10  # every one of the first steps searches
 FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
-MAX_DOUBLINGS = 30
+MAX_DOUBLINGS = 60  # enough to climb back from the smallest step size that is kept
 FLAT_ULPS = 8  # a difference of so many rounding errors of the loss teaches nothing
+FLATS_TO_LOCATE = 10  # flat searches in a row, after which the order of magnitude is looked for
+SMALLEST_KEPT = 1e-12  # of the last accepted step size, after an exhausted search
+LARGEST_GROWTH = 2.0**MAX_DOUBLINGS  # between two searches
+LARGEST_STEP_SIZE = 1e38  # about the largest number of fp32
 
 
 class SearchSettings(NamedTuple):
@@ -71,11 +75,14 @@ class SearchState(NamedTuple):
     searches: int = 0
     total_trials: int = 0
     next_unit: int = 0  # whose turn it is, where units take turns (see cycle.py)
+    accepted_step_size: float = 1.0  # by the last accepted search; before it, where searches start
+    flat_searches: int = 0  # in a row, those with slope 0 not counted
 
     @classmethod
     def fresh(cls, settings: SearchSettings) -> SearchState:
         period = settings.search_period[0] if settings.search_period else 1
-        return cls(step_size=settings.init_step_size, period=period)
+        start = settings.init_step_size
+        return cls(step_size=start, accepted_step_size=start, period=period)
 
     @classmethod
     def read_from(cls, numbers: Mapping[str, Any]) -> SearchState:
@@ -91,8 +98,9 @@ class SearchResult(NamedTuple):
     ``trial_loss`` is the loss at the trial that ended the search (``nan`` without a trial),
     ``step_size`` the step size after it; ``unit`` the index of the parameter group that was
     searched, None for all of them together.  ``outcome``: *accepted*; *flat*, the losses differ by
-    no more than rounding; *exhausted*, every trial was rejected; *non_finite*, the step was
-    skipped because the loss, the slope or the loss of every trial was not finite.
+    no more than rounding; *exhausted*, every trial was rejected and the step was skipped;
+    *non_finite*, it was skipped because the loss, the slope or the loss of every trial was not
+    finite.
     """
 
     trials: int
@@ -134,7 +142,7 @@ class LineSearch:
         self.outcome: Outcome | None = None
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
-        self.trials = self.rejections = 0
+        self.trials = self.rejections = self.skipped_before = 0
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -166,6 +174,7 @@ class LineSearch:
 
     def hear_of_skipped(self, count: int) -> None:
         """Steps that a device skipped since the last search, unknown to the host until now."""
+        self.skipped_before = count
         self.state = self.state._replace(skipped_steps=self.state.skipped_steps + count)
         self._after = self.state
 
@@ -180,7 +189,7 @@ class LineSearch:
         self._resolution = FLAT_ULPS * eps * abs(loss)
         if not (math.isfinite(loss) and math.isfinite(slope)):
             self._skip("non_finite", self.state)
-        elif slope == 0.0:
+        elif slope == 0.0:  # of no use for counting flat searches: there was no trial
             self._end("flat", self.state)
         else:
             self._smoothed_slope = self.smoothed(self.state.smoothed_slope, slope)
@@ -199,8 +208,7 @@ class LineSearch:
         if verdict == "accepted":
             self._accept(self.step_size, self.decrease_at(trial_loss), self.rejections)
         elif verdict == "flat":
-            first = self.trials == 1  # then this search's growth is not kept either
-            self._end_flat(self.state.step_size if first else self.step_size)
+            self._end_flat()
         else:
             self.rejections += 1
             if self.rejections >= self.allowed_rejections():
@@ -241,11 +249,21 @@ class LineSearch:
     # -- the rules ----------------------------------------------------------------------------
 
     def first_step_size(self) -> float:
-        """eta_0: grown once per search, or once for every step since the last search."""
+        """eta_0: grown once per search, or once for every step since the last search.
+
+        Where the order of magnitude is looked for again, it does not grow above what was rejected.
+        """
         state, settings = self.state, self.settings
-        if settings.growth_per == "search":
-            return state.step_size * settings.growth
-        return state.step_size * settings.growth ** (state.steps_since_search + 1)
+        times = 1 if settings.growth_per == "search" else state.steps_since_search + 1
+        most = LARGEST_GROWTH
+        if state.accepted_once and self.locating:
+            most = 1.0 / settings.backtrack
+        # by logarithms: a power that is too large is an error in Python, not infinity
+        if times * math.log(settings.growth) < math.log(most):
+            growth = settings.growth**times
+        else:
+            growth = most
+        return min(state.step_size * growth, LARGEST_STEP_SIZE)
 
     def smoothed(self, before: float, now: float) -> float:
         """Equation (5), for the decrease and for the slope."""
@@ -273,9 +291,14 @@ class LineSearch:
         required = self.settings.c * self.step_size * self._smoothed_slope
         return self.decrease_at(trial_loss) >= required
 
+    @property
+    def locating(self) -> bool:
+        """Whether this search looks for the order of magnitude first."""
+        return not self.state.located or self.state.flat_searches >= FLATS_TO_LOCATE
+
     def shrink_factor(self) -> float:
         backtrack = self.settings.backtrack
-        return backtrack if self.state.located else min(backtrack, 0.5)
+        return min(backtrack, 0.5) if self.locating else backtrack
 
     def allowed_rejections(self) -> int:
         return self.settings.max_trials if self.state.accepted_once else FIRST_REJECTIONS
@@ -314,7 +337,7 @@ class LineSearch:
     @property
     def _climbing(self) -> bool:
         """Locating, and nothing rejected yet: the step size doubles until something is."""
-        return not self.state.located and self.rejections == 0
+        return self.locating and self.rejections == 0
 
     def _climb(self, verdict: str) -> bool:
         """One rung of the doublings; false where ordinary back-tracking takes over."""
@@ -327,8 +350,8 @@ class LineSearch:
             step_size, decrease, self.trial_loss = self._best
             self._accept(step_size, decrease, rejections=1)
             return True
-        if verdict == "flat":  # thirty doublings, and nothing learnt
-            self._end_flat(self.state.step_size)
+        if verdict == "flat":  # all doublings, and nothing learnt
+            self._end_flat()
             return True
         return False
 
@@ -336,38 +359,39 @@ class LineSearch:
         fast, slow = self.moved_means(step_size)
         after = self.state._replace(
             step_size=step_size,
+            accepted_step_size=step_size,
             smoothed_decrease=decrease,
             smoothed_slope=self._smoothed_slope,
             period=self.next_period(step_size, rejections),
             located=True,
             accepted_once=True,
+            flat_searches=0,
             fast_mean=fast,
             slow_mean=slow,
         )
         self._end("accepted", after)
 
-    def _end_flat(self, step_size: float) -> None:
-        self._end("flat", self.state._replace(step_size=step_size))
+    def _end_flat(self) -> None:
+        """Keep no larger step size than before: nothing was learnt, so it was not tested.
+
+        After ten such searches in a row the next one locates, and the count begins anew.
+        """
+        state = self.state
+        before = 0 if state.flat_searches >= FLATS_TO_LOCATE else state.flat_searches
+        step_size = min(self.step_size, state.step_size)
+        self._end("flat", state._replace(step_size=step_size, flat_searches=before + 1))
 
     def _exhaust(self) -> None:
-        state, last = self.state, self._last_finite_loss
-        outcome: Outcome = "non_finite" if last is None else "exhausted"
-        if not state.accepted_once:
-            self._skip(outcome, state)
-        elif last is None:
-            self._skip(outcome, state._replace(step_size=state.step_size / 2, located=False))
-        else:
+        """Skip the step: no step size that was rejected is ever applied."""
+        state = self.state._replace(flat_searches=0)
+        if state.accepted_once:
+            smallest = SMALLEST_KEPT * state.accepted_step_size
+            below = self.smallest_tried * self.shrink_factor()
+            state = state._replace(step_size=max(below, smallest), located=False)
+        last = self._last_finite_loss
+        if last is not None:
             self.trial_loss = last
-            # never negative: with a negative h no step would ever be accepted again
-            decrease = max(self.loss - last, 0.0)
-            after = state._replace(
-                step_size=state.step_size / 2,
-                smoothed_decrease=self.smoothed(state.smoothed_decrease, decrease),
-                smoothed_slope=self._smoothed_slope,
-                period=self._period_bounds[0],
-                located=False,
-            )
-            self._end(outcome, after)
+        self._skip("non_finite" if last is None else "exhausted", state)
 
     def _skip(self, outcome: Outcome, after: SearchState) -> None:
         self.skipped = True

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .arguments import SHARED_SETTINGS
 from .kernels.layout import moment_like, parameter_label
 from .line_search import SearchSettings, SearchState
 from .warning import warn
@@ -44,6 +45,8 @@ def read(
         _loaded_group(group, saved) if own else _fresh_group(group)
         for group, saved in zip(groups, saved_groups)
     ]
+    if own and new_groups:
+        _warn_of_replaced_settings(groups[0], new_groups[0])
     moments = not new_groups or new_groups[0]["direction"] != "sgd"
     return _read_state(state_dict["state"], groups, saved_groups, moments), new_groups
 
@@ -52,10 +55,36 @@ def read(
 BEFORE_THE_FAMILY = {"direction": "adam", "units": "all", "trust_clip": 1.0, "next_unit": 0}
 
 
+def completed(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group with what an earlier version did not save."""
+    since = {"accepted_step_size": group["step_size"], "flat_searches": 0}
+    return {**BEFORE_THE_FAMILY, **since, **group}
+
+
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """The loaded hyper-parameters and search state win, as in torch."""
     loaded = {name: value for name, value in saved.items() if name != "params"}
-    return {**group, **BEFORE_THE_FAMILY, **deepcopy(loaded)}
+    return {**group, **completed(deepcopy(loaded))}
+
+
+def _warn_of_replaced_settings(given: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
+    """Adam's own numbers are replaced silently, as in torch: schedulers change them anyway."""
+    replaced = [
+        f"{name}={given[name]!r} by {loaded[name]!r}"
+        for name in SHARED_SETTINGS
+        if _as_tuple(given[name]) != _as_tuple(loaded[name])
+    ]
+    if replaced:
+        warn(
+            "the loaded state replaces settings that this optimizer was built with: "
+            f"{', '.join(replaced)}. To keep one, set it in the state dict's param_groups before, "
+            "or load the moments alone, {'state': loaded['state'], 'param_groups': "
+            "optimizer.state_dict()['param_groups']}"
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _fresh_group(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,41 +6,51 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import arguments, cycle, loading
+from . import arguments, clipping, cycle, loading
 from ._torch import hooked_where_watched, load_hooks, not_compiled
+from .arguments import SHARED_SETTINGS
+from .consistency import Consistency
 from .cycle import Units
 from .device_skips import DeviceSkips
-from .evaluation import Closure, Evaluations
-from .interrupts import Interrupts
+from .evaluation import Closure, Evaluations, Habits, mark_gradients
+from .interrupts import Interrupts, is_running
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
+from .kernels.parameters import check_no_shared_memory
 from .kernels.table import parameters_of
 from .line_search import (
+    STATE_NAMES,
+    WARM_START_STEPS,
     LineSearch,
     SearchResult,
     SearchSettings,
     SearchState,
 )
 from .replay import Replay
+from .trouble import Trouble
 
-# one per optimizer, not per group
-SHARED_SETTINGS = (*SearchSettings._fields, "maximize", "direction", "units", "trust_clip")
 PLAIN = ("betas", "eps", "weight_decay")  # numbers that a checkpoint has to carry
+EXACT = (torch.float32, torch.float64)
 COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
+NEW_ATTRIBUTES = {"max_grad_norm": None, "_replay_checks": 2, "_slope_checks": 2}
 OWN_ATTRIBUTES = (  # that deepcopy and pickle carry beside torch's
     "module",
     "check_replay",
     "check_finite",
+    "max_grad_norm",
     "last_search",
     "_backend",
-    "_replay_checked",
-    "_warned_of_closure",
+    "_replay_checks",
+    "_slope_checks",
+    "_habits",
+    "_trouble",
 )
 
 
@@ -89,7 +99,8 @@ class FusedSaLSa(Optimizer):
         search_period: steps from one search to the next, ``(L_min, L_max)`` or one integer; the
             first ten steps always search.  ``None``: never search and never need a closure, that
             is fused AdamW with the learning rate ``lr * init_step_size``.
-        max_trials: rejections after which a search is exhausted and the step size halved.
+        max_trials: rejections after which a search is exhausted: the step is skipped, and the next
+            search begins below everything that was rejected.
         direction: ``"adam"``, or ``"sgd"``: :math:`d = -g`, and the weights are written with
             :math:`w - lr\,\eta\,(g + \lambda w)`; neither momentum nor any other state of a
             parameter, and :math:`\beta_1, \beta_2` and ``eps`` count for nothing.  Where no group
@@ -109,10 +120,15 @@ class FusedSaLSa(Optimizer):
         backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
             device and dtype.
         maximize: maximize the closure's value instead: loss and gradients change sign.
-        check_replay: evaluate the closure once more at the same weights on the first search, and
-            warn when the loss differs.
+        check_replay: on the first search, and on one more after the first ten steps, evaluate the
+            closure twice more: at the same weights, and after a hundredth of the accepted step.
+            Warn when the loss differs, when a forward changes what trials do not put back, and
+            when the loss does not fall as the gradients promise.
         check_finite: look at the gradients of plain steps, too, and skip those steps on which one
             is not finite (a search always does).  It reads every gradient once more.
+        max_grad_norm: clip the gradients of each step to this total norm, as
+            ``torch.nn.utils.clip_grad_norm_`` does; the search still tests the true slope.
+            ``None``: do not clip.  In a loop of your own call :meth:`clip_grad_norm_`.
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
@@ -127,6 +143,7 @@ class FusedSaLSa(Optimizer):
 
     line_search_class = LineSearch
     table_class = Table
+    _constructing = True  # then memory is looked at once, when all groups are there
     profile_hook_step = staticmethod(hooked_where_watched)  # torch wraps `step` with it
 
     def __init__(
@@ -153,6 +170,7 @@ class FusedSaLSa(Optimizer):
         maximize: bool = False,
         check_replay: bool = True,
         check_finite: bool = False,
+        max_grad_norm: float | None = None,
     ) -> None:
         beta1, beta2, beta3 = arguments.three_betas(betas)
         settings = {
@@ -171,6 +189,7 @@ class FusedSaLSa(Optimizer):
         arguments.check_direction(direction)
         arguments.check_units(units)
         arguments.check_trust_clip(trust_clip)
+        arguments.check_max_grad_norm(max_grad_norm)
         if module is not None and not isinstance(module, nn.Module):
             raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         defaults = {
@@ -184,20 +203,30 @@ class FusedSaLSa(Optimizer):
             **arguments.as_plain_numbers({"trust_clip": trust_clip}),
             **settings,
         }
+        table = self.table_class(forced_backend(backend))
+        arguments.check_numbers(defaults)
+        super().__init__(params, defaults)  # first: torch.compile forgets what is set before it
         self.module = module
         self.check_replay = check_replay
         self.check_finite = check_finite
+        self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.last_search: SearchResult | None = None
         self._backend = backend
-        self._table = self.table_class(forced_backend(backend))
-        self._replay_checked = False
-        self._warned_of_closure = False
+        self._table = table
+        self._replay_checks = self._slope_checks = 0  # made so far
+        self._habits = Habits()
+        self._trouble = Trouble(self._habits.once)
         self._outer_replay: Replay | None = None  # of first_evaluation()
+        self._clipped_by: Tensor | None = None  # the factor on the gradients that are there
+        self._in_trial = False
         self._stepping = False
-        self._trials_need_graph = False
         self._device_skips = DeviceSkips()
-        super().__init__(params, defaults)
-        arguments.warn_of_learning_rate(self.param_groups)
+        self._constructing = False
+        check_no_shared_memory(self.param_groups)
+        self._habits.marked = True  # gradients from before are nobody's accumulation
+        mark_gradients(parameters_of(self.param_groups))
+        if arguments.warn_of_learning_rate(self.param_groups):
+            self._trouble.lr_is_plausible = True  # said; not once more in a step
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -225,7 +254,7 @@ class FusedSaLSa(Optimizer):
                 gradient is sparse or complex; CUDA-graph capture; several ranks.
             TypeError, ValueError: the closure returned something other than a loss.
         """
-        if self._stepping:
+        if self._stepping and is_running(FusedSaLSa._step.__code__, self):
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
         with Interrupts() as interrupts, torch.set_grad_enabled(False):
             return self._step(closure, loss, interrupts)
@@ -235,25 +264,32 @@ class FusedSaLSa(Optimizer):
     ) -> Tensor | None:
         if closure is None and loss is None and self._nothing_to_apply:
             return None
+        if not self._trouble.lr_is_plausible and self.param_groups[0]["search_period"] is not None:
+            self._trouble.look_at_lr(self.param_groups, self._largest_lr)
         searching = self.search_due
         arguments.check_call(closure, loss, searching)
-        outer = self._outer_replay
-        replay = self._replay(closure, loss)
+        outer, clipped_by = self._outer_replay, self._clipped_by
+        replay = self._replay(closure, loss, searching)
         parameters = parameters_of(self.param_groups) if closure is not None else []
-        calls = Evaluations(closure, parameters, replay, interrupts, self._trials_need_graph)
-        self._stepping = True
+        calls = Evaluations(closure, parameters, replay, interrupts, self._habits)
         try:
+            self._stepping = True
             if loss is None and closure is not None:
                 loss = calls.first(searching)
+                self._clipped_by = None  # of other gradients
             # cloned: a compiled model may overwrite its output in the next evaluation
             f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
+            if self.max_grad_norm is not None:
+                self.clip_grad_norm_(self.max_grad_norm)
             if not self._table.refresh(self.param_groups, self.state):
+                if calls.has_loss:
+                    self._trouble.no_gradient()
                 return f0  # nothing has a gradient: nothing to do
             search = skip = None
             if searching:
                 assert f0 is not None
                 search = self._search(calls, f0)
-            elif f0 is not None or self.check_finite:
+            elif isinstance(f0, Tensor) or self.check_finite:
                 search, skip = self._unless_finite(f0)
             if search is not None and search.skipped:
                 self._table.restore()
@@ -265,44 +301,86 @@ class FusedSaLSa(Optimizer):
                 self._table.commit(self.state)
                 if skip is not None:
                     self._device_skips.count(skip)
-        except BaseException:
+        except BaseException as error:
             interrupts.hold()  # an interrupt on the way out of the closure has not done so
-            self._table.restore()
-            calls.abandon()
-            self._outer_replay = outer  # the same loss may be given again
+            self._outer_replay, self._clipped_by = outer, clipped_by  # the same loss may come again
+            self._undo(calls, error)
             raise
         finally:
+            self._stepping = self._in_trial = False
             self._table.release()
-            self._stepping = False
-        self._trials_need_graph = calls.needs_graph
+        self._clipped_by = None
+        calls.mark_gradients()
         if search is None:
             cycle.count_plain_step(self.param_groups, self.line_search_class)
         else:
             self._remember(search)
         if searching:
             self._device_skips.heard()
-        if search is not None and search.gave_up and not self._warned_of_closure:
-            self._warned_of_closure = True
-            calls.warn_that_nothing_lowers_the_loss(search.smallest_tried)
+        # at last: where warnings are errors, the step is complete
+        if search is not None:
+            self._trouble.searched(self.param_groups, search, replayed=calls.knows_first)
+        elif skip is None:
+            self._trouble.step_taken()
         return f0
+
+    def _undo(self, calls: Evaluations, error: BaseException) -> None:
+        """Put back all that a step has changed, whatever fails on the way."""
+        try:
+            self._table.restore()
+        except Exception as lost:
+            raise lost from error
+        finally:
+            self._table.forget()  # an exception of a moment may have left it half changed
+            calls.abandon()
 
     def _search(self, calls: Evaluations, f0: Tensor) -> LineSearch:
         """Try step sizes until one is accepted; the weights are left at the last trial point."""
         search = cycle.begin(self.param_groups, self.line_search_class)
         calls.begin_trials()
-        if self.check_replay and not self._replay_checked:
-            self._replay_checked = calls.check_replay(f0, self.module)
+        self._in_trial = True
+        checks = None
+        if self._checks_are_due(self._replay_checks):
+            checks = self._consistency(calls)
+            self._replay_checks += checks.evaluate_again(f0)
         slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
-        loss, slope, skipped = _to_host(f0, slopes, self._device_skips.unheard)
+        loss, slope, skipped = _to_host(f0, slopes, self._device_skips.unheard, self._clipped_by)
         sign = self._sign
         search.hear_of_skipped(skipped)
-        search.start_from(sign * loss, slope, torch.finfo(f0.dtype).eps)
+        eps = torch.finfo(f0.dtype).eps
+        search.start_from(sign * loss, slope, eps)
         while search.trying:
             search.report(sign * calls.trial())
+            if checks is not None:
+                checks.look_at_side_effects()
             if search.trying:
                 self._table.next_trial(self.param_groups, search.step_size)
+        if search.trials > 0 and self._checks_are_due(self._slope_checks):
+            self._compare_slope(calls, search, eps)
         calls.end_trials()
+        self._in_trial = False
         return search
+
+    def _checks_are_due(self, made: int) -> bool:
+        """On the first search, and once more when the first steps are over."""
+        warm = self.param_groups[0]["steps"] >= WARM_START_STEPS
+        return self.check_replay and made < 1 + warm
+
+    def _consistency(self, calls: Evaluations) -> Consistency:
+        trained = {id(parameter) for parameter in parameters_of(self.param_groups)}
+        return Consistency(calls, self.module, trained)
+
+    def _compare_slope(self, calls: Evaluations, search: LineSearch, eps: float) -> None:
+        """Hold the slope against the decrease that a small step brings."""
+        if any(launch.dtype not in EXACT for launch in self._table.launches):
+            return  # small steps are lost in the weights' rounding
+
+        def decrease_at(step_size: float) -> float:
+            self._table.next_trial(self.param_groups, step_size)
+            return search.loss - self._sign * calls.trial()
+
+        checks = self._consistency(calls)
+        self._slope_checks += checks.compare_slope(search, eps, decrease_at)
 
     @contextmanager
     def first_evaluation(self) -> Iterator[None]:
@@ -311,9 +389,10 @@ class FusedSaLSa(Optimizer):
         It notes random streams and buffers, so that trials repeat this evaluation exactly, and
         puts them back where the forward raises.  It counts for the next step that is taken.
         Without it all trials of a step share one dropout mask, but not the mask of ``loss``.
+        Only forward and backward passes belong inside, no data is drawn there.
         """
-        self._outer_replay = None
-        replay = Replay(self._devices(), self.module)
+        self._outer_replay = self._clipped_by = None
+        replay = self._new_replay(self.search_due)
         try:
             yield
         except BaseException:
@@ -321,12 +400,43 @@ class FusedSaLSa(Optimizer):
             raise
         self._outer_replay = replay
 
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Clip the gradients that are there, before ``step(closure, loss=loss)``.
+
+        As ``torch.nn.utils.clip_grad_norm_`` for all parameters of this optimizer; but the next
+        step knows the factor, and its search tests the slope of the gradients as they were.
+        (torch's own shrinks that slope: the search then accepts steps that are too long.)
+
+        Returns:
+            The total norm before clipping.
+        """
+        arguments.check_max_grad_norm(max_norm, "max_norm")
+        norm, factor = clipping.clip(
+            parameters_of(self.param_groups), max_norm, norm_type, error_if_nonfinite
+        )
+        self._clipped_by = clipping.product(self._clipped_by, factor)
+        return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as every optimizer of torch, and forget what was noted of them."""
+        self._habits.zeroed = True
+        if not self._stepping:
+            self._outer_replay = self._clipped_by = None
+        super().zero_grad(set_to_none)
+
     # -- what a user reads --------------------------------------------------------------------
 
     @property
     def search_due(self) -> bool:
         """Whether the next step searches, and so needs a closure."""
         return cycle.is_due(self.param_groups, self.line_search_class) and self._search_allowed
+
+    @property
+    def in_trial(self) -> bool:
+        """Whether the closure runs for a trial: outputs and logs are then another point's."""
+        return self._in_trial
 
     @property
     def step_size(self) -> float:
@@ -378,6 +488,7 @@ class FusedSaLSa(Optimizer):
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
+        used = isinstance(param_group, dict) and param_group.keys() >= set(STATE_NAMES)
         if self.param_groups and isinstance(param_group, dict):
             first = self.param_groups[0]
             shared = {name: first[name] for name in SHARED_SETTINGS}
@@ -387,12 +498,14 @@ class FusedSaLSa(Optimizer):
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(param_group)
         try:
-            self._admit(self.param_groups[-1])
+            self._admit(self.param_groups[-1], used)
+            if not self._constructing:
+                check_no_shared_memory(self.param_groups)
         except BaseException:
             self.param_groups.pop()
             raise
 
-    def _admit(self, group: dict[str, Any]) -> None:
+    def _admit(self, group: dict[str, Any], used: bool) -> None:
         betas = group["betas"]
         if isinstance(betas, (tuple, list)) and len(betas) == 3:
             group["betas"], group["beta3"] = (betas[0], betas[1]), betas[2]
@@ -405,14 +518,13 @@ class FusedSaLSa(Optimizer):
             shared |= SearchState.fresh(SearchSettings.read_from(shared))._asdict()
         for name, value in shared.items():
             if group.setdefault(name, value) != value:
-                raise ValueError(
-                    f"a parameter group names {name}={group[name]!r}, but the search is one for "
-                    f"all groups and has {value!r}: give {name} to the constructor, or leave it out"
+                raise arguments.setting_of_one_group(
+                    name, group[name], value, of_an_earlier_optimizer=used
                 )
             group[name] = value  # a plain number, where an equal one of NumPy's was given
         arguments.check_group(group)
-        group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
-        arguments.check_no_shared_memory(self.param_groups)
+        plain = PLAIN if isinstance(group["lr"], Tensor) else ("lr", *PLAIN)
+        group.update(arguments.as_plain_numbers({name: group[name] for name in plain}))
 
     @not_compiled
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -436,6 +548,8 @@ class FusedSaLSa(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, as ``torch.optim.Optimizer`` has it: plain numbers and tensors."""
         self._hear_of_skips()
+        for group in self.param_groups:  # schedulers write into them
+            group.update(arguments.as_plain_numbers(arguments.foreign_numbers(group)))
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -446,23 +560,29 @@ class FusedSaLSa(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in loading.BEFORE_THE_FAMILY.items():
-                group.setdefault(name, value)
-        self._outer_replay = None
+            group.update(loading.completed(group))
+        for name, value in NEW_ATTRIBUTES.items():  # that earlier versions did not pickle
+            self.__dict__.setdefault(name, value)
+        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
+        self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
+        self._outer_replay = self._clipped_by = None
         self._device_skips = DeviceSkips()
-        self._stepping = self._trials_need_graph = False
+        self._constructing = self._stepping = self._in_trial = False
         self._table = self.table_class(forced_backend(self._backend))
 
     # -- inside a step ------------------------------------------------------------------------
 
-    def _unless_finite(self, f0: Tensor | None) -> tuple[LineSearch | None, Tensor | None]:
+    def _unless_finite(self, f0: Any) -> tuple[LineSearch | None, Tensor | None]:
         """Skip a plain step whose loss, or with ``check_finite`` a gradient, is not finite.
 
         It is then a search that is skipped before it begins.  On a device the host would have to
         wait for these numbers: there it is a flag for the kernels, not 0 where one is not finite.
+
+        Several ranks have a loss each and the gradients in common: those decide, for all alike.
         """
-        flags = [] if f0 is None else [DeviceSkips.flag(f0)]
-        if self.check_finite:
+        several = arguments.ranks() > 1
+        flags = [DeviceSkips.flag(f0)] if isinstance(f0, Tensor) and not several else []
+        if self.check_finite or several:
             flags += [DeviceSkips.flag(norm) for norm in self._table.largest_gradients()]
         flag = flags[0]
         for other in flags[1:]:
@@ -472,7 +592,8 @@ class FusedSaLSa(Optimizer):
         if flag.item() == 0.0:
             return None, None
         search = cycle.begin(self.param_groups, self.line_search_class)
-        search.start_from(math.nan if f0 is None else self._sign * f0.item(), math.nan, 0.0)
+        loss = self._sign * f0.item() if isinstance(f0, Tensor) else math.nan
+        search.start_from(loss, math.nan, 0.0)
         return search, None
 
     def _hear_of_skips(self) -> None:
@@ -483,7 +604,11 @@ class FusedSaLSa(Optimizer):
     @property
     def _search_allowed(self) -> bool:
         """While the largest ``lr`` is 0 nothing is applied, and so nothing is searched."""
-        return max([float(group["lr"]) for group in self.param_groups]) > 0.0
+        return self._largest_lr > 0.0
+
+    @property
+    def _largest_lr(self) -> float:
+        return max([float(group["lr"]) for group in self.param_groups])
 
     @property
     def _nothing_to_apply(self) -> bool:
@@ -506,26 +631,44 @@ class FusedSaLSa(Optimizer):
         return -1.0 if self.param_groups[0]["maximize"] else 1.0
 
     def _devices(self) -> set[torch.device]:
-        return {parameter.device for parameter in parameters_of(self.param_groups)}
+        devices = {parameter.device for parameter in parameters_of(self.param_groups)}
+        return {device for device in devices if device.type != "meta"}  # of frozen parameters
 
-    def _replay(self, closure: Closure | None, loss: Tensor | None) -> Replay | None:
+    def _replay(
+        self, closure: Closure | None, loss: Tensor | None, searching: bool
+    ) -> Replay | None:
         """Random streams and buffers before this step's first evaluation."""
         outer, self._outer_replay = self._outer_replay, None
         if closure is None:
             return None
-        if loss is None:
-            return Replay(self._devices(), self.module)
-        return outer or Replay(self._devices(), self.module, knows_first=False)
+        if outer is not None and loss is not None:
+            return outer
+        return self._new_replay(searching, knows_first=loss is None)
+
+    def _new_replay(self, searching: bool, *, knows_first: bool = True) -> Replay:
+        moving: set[int] = set()
+        if searching and self.module is not None:
+            parameters = parameters_of(self.param_groups)
+            moving = {p.untyped_storage().data_ptr() for p in parameters if p.requires_grad}
+        return Replay(self._devices(), self.module, knows_first=knows_first, moving=moving)
 
 
-def _to_host(f0: Tensor, slopes: list[Tensor], skipped: Tensor | None) -> tuple[float, float, int]:
-    """Loss, slope and count as numbers: one copy, and so one wait, where all is on one device."""
-    tensors = [f0.reshape(()), *slopes, *([] if skipped is None else [skipped])]
+def _to_host(
+    f0: Tensor, slopes: list[Tensor], skipped: Tensor | None, clipped_by: Tensor | None
+) -> tuple[float, float, int]:
+    """Loss, slope and count as numbers: one copy, and so one wait, where all is on one device.
+
+    ``clipped_by``: the factor on the gradients, that the slope has, too: it is taken out.
+    """
+    more = [tensor for tensor in (clipped_by, skipped) if tensor is not None]
+    tensors = [f0.reshape(()), *slopes, *more]
     if len({tensor.device for tensor in tensors}) == 1:
         widest = (slopes or [f0])[0].dtype
         numbers = torch.stack([tensor.to(widest) for tensor in tensors]).tolist()
     else:
         numbers = [tensor.item() for tensor in tensors]
     count = 0 if skipped is None else int(numbers.pop())
+    factor = 1.0 if clipped_by is None else numbers.pop()
     loss, *parts = numbers
-    return loss, math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan, count
+    known = factor > 0.0 and all(map(math.isfinite, parts))
+    return loss, math.fsum(parts) / factor if known else math.nan, count

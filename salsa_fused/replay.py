@@ -9,21 +9,29 @@ the first evaluation left them.
 from __future__ import annotations
 
 import random
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ._torch import copy_each
-from .kernels.layout import overlaps_itself
+from .kernels.layout import is_lazy, overlaps_itself
+
+NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
 
 class _Snapshot:
     """The state of all random generators in use, and of all buffers."""
 
-    def __init__(self, devices: Iterable[torch.device], module: nn.Module | None) -> None:
+    def __init__(
+        self,
+        devices: Iterable[torch.device],
+        module: nn.Module | None,
+        moving: Collection[int],
+    ) -> None:
         self.python = random.getstate()
         self.numpy: Any = None
         if (numpy := sys.modules.get("numpy")) is not None:
@@ -34,7 +42,7 @@ class _Snapshot:
             for device in devices
             if device.type != "cpu"
         }
-        self.buffers = None if module is None else _Buffers(module)
+        self.buffers = None if module is None else _Buffers(module, moving)
 
     def put_back(self) -> None:
         random.setstate(self.python)
@@ -56,12 +64,17 @@ class _Buffers:
 
     All three: a forward may write into a buffer, move it to other memory, or put another tensor in
     its place, or where there was none.
+
+    ``moving``: addresses of memory that trials move.  A buffer that lies in it (a flat tensor of
+    all weights) is left to the trials: put back, it would undo them.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.owners = [(owner, dict(owner._buffers)) for owner in module.modules()]
+    def __init__(self, module: nn.Module, moving: Collection[int] = ()) -> None:
+        self.owners = [(owner, dict(owner._buffers.items())) for owner in module.modules()]
         held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
         readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
+        if moving:
+            readable = [b for b in readable if b.untyped_storage().data_ptr() not in moving]
         # `.data` and not `.detach()`: autograd does not count what is written there, and need not,
         # since another graph that has saved a buffer finds it as it was
         self.places = [(buffer, buffer.data) for buffer in readable]
@@ -72,10 +85,11 @@ class _Buffers:
 
     def put_back(self) -> None:
         for owner, buffers in self.owners:
-            for name in [name for name in owner._buffers if name not in buffers]:
+            now = dict(owner._buffers.items())  # TorchScript's is no dictionary
+            for name in now.keys() - buffers.keys():
                 del owner._buffers[name]
             for name, buffer in buffers.items():
-                if owner._buffers.get(name) is not buffer:
+                if now.get(name) is not buffer:
                     owner._buffers[name] = buffer
         for buffer, place in self.places:
             if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
@@ -85,13 +99,23 @@ class _Buffers:
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
-    """Others (sparse, quantized, nested ones) are put back as they are, if they were replaced."""
-    return buffer.layout == torch.strided and not buffer.is_quantized and not buffer.is_nested
+    """Others (sparse, quantized, nested, lazy) are put back as they are, if they were replaced."""
+    return (
+        buffer.layout == torch.strided
+        and not buffer.is_quantized
+        and not buffer.is_nested
+        and not is_lazy(buffer)
+    )
 
 
 def _elements_or_bytes(buffer: torch.Tensor) -> torch.Tensor:
-    """What can be copied: all bytes, where elements share memory or are read through a view."""
-    if overlaps_itself(buffer) or buffer.is_conj() or buffer.is_neg():
+    """What can be copied: all bytes, where elements share memory or torch cannot copy them."""
+    if (
+        overlaps_itself(buffer)
+        or buffer.is_conj()
+        or buffer.is_neg()
+        or NARROW.fullmatch(str(buffer.dtype))
+    ):
         storage = buffer.untyped_storage()
         return torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(storage)
     return buffer
@@ -110,15 +134,17 @@ class Replay:
         module: nn.Module | None,
         *,
         knows_first: bool = True,  # made before the first evaluation, not after it
+        moving: Collection[int] = (),  # addresses of the memory that trials move
     ) -> None:
         self.knows_first = knows_first
         self._devices = list(devices)
         self._module = module
-        self._before = _Snapshot(self._devices, module)
+        self._moving = moving
+        self._before = _Snapshot(self._devices, module, moving)
         self._after: _Snapshot | None = None
 
     def end_first(self) -> None:
-        self._after = _Snapshot(self._devices, self._module)
+        self._after = _Snapshot(self._devices, self._module, self._moving)
 
     def rewind(self) -> None:
         """Random streams and buffers as before the first evaluation."""

@@ -1,5 +1,6 @@
-"""Adaptive fine-tuning: the validation loss decides when to cool down and when to stop.
+"""Schedules: :func:`as_factor` of any LR scheduler, and adaptive fine-tuning.
 
+In adaptive fine-tuning the validation loss decides when to cool down and when to stop:
 F. Stollenwerk, *Adaptive Fine-Tuning of Transformer-Based Language Models for Named Entity
 Recognition*, arXiv 2202.02617.
 """
@@ -13,6 +14,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
+
+from .factors import as_factor
+
+__all__ = ["AdaptiveFineTuning", "as_factor"]
 
 
 class AdaptiveFineTuning(LRScheduler):

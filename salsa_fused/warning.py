@@ -17,5 +17,18 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+class Once:
+    """Warnings of an optimizer, one of each kind: copies and pickles remember what was said."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, kind: str, message: str) -> None:
+        """Warn, unless a warning of this kind was given before."""
+        if kind not in self._said:
+            self._said.add(kind)
+            warn(message)
+
+
 def _in_library(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in LIBRARIES

@@ -19,14 +19,17 @@ GROUPS = [  # of parameter indices
 
 
 class NoisyProblem:
-    """Mini-batches of a two-layer regression with label noise and dropout.
+    """Mini-batches of a two-layer regression with label noise, dropout and an L2 penalty.
 
     On some steps the trials' losses are ten too high (the search is exhausted), or a large
     constant hides every difference (flat); on some the last parameter has no gradient.
+    Steps 1 to `long_flat` are flat whatever the step size. With 10 of them the next step locates;
+    three units in turn need 30, and more than one step size needs does harm.
     """
 
-    def __init__(self, seed: int = 0, events: bool = True) -> None:
+    def __init__(self, seed: int = 0, events: bool = True, long_flat: int = 10) -> None:
         self.events = events
+        self.long_flat = long_flat
         random = np.random.default_rng(seed)
         self.start = [0.5 * random.standard_normal(shape) for shape in SHAPES]
         self.inputs = torch.from_numpy(random.standard_normal((256, 6)))
@@ -40,10 +43,15 @@ class NoisyProblem:
         hidden = torch.tanh(x @ weights[0] + weights[1])
         keep = torch.rand(8, dtype=torch.float64) < 0.8  # from torch's own stream
         out = (hidden * keep.to(dtype)) @ weights[2] + weights[3]
+        penalized = weights[:4]
         if step % 7 != 3:
             out = out * torch.exp(weights[4])
-        loss = (out - y).square().mean()
-        if self.events and 45 <= step % 60 < 50:
+            penalized = weights
+        # the penalty leads back from where tanh and exp are flat, and the search with them
+        loss = (out - y).square().mean() + 0.1 * sum(w.square().sum() for w in penalized)
+        if self.events and 1 <= step <= self.long_flat:
+            loss = loss + 2.0 ** (120 if dtype == torch.float32 else 200)
+        elif self.events and 45 <= step % 60 < 50:
             loss = loss + 2.0 ** (20 if dtype == torch.float32 else 50)
         return loss
 
@@ -105,6 +113,8 @@ def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
         "eta": "step_size",
         "h": "smoothed_decrease",
         "s": "smoothed_slope",
+        "eta_accepted": "accepted_step_size",
+        "flats": "flat_searches",
         "L": "period",
         "E_fast": "fast_mean",
         "E_slow": "slow_mean",
@@ -116,7 +126,7 @@ def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
     reference.since_search = min(group[since] for group in optimizer.param_groups)
     if isinstance(reference, UnitSearch):
         reference.next_unit = group["next_unit"]
-        own = ("eta", "h", "s", "E_fast", "E_slow", "located")
+        own = ("eta", "h", "s", "eta_accepted", "flats", "E_fast", "E_slow", "located")
         for group, unit in zip(optimizer.param_groups, reference.units):
             unit.since_search = group[since]
             for name in own:
@@ -142,6 +152,12 @@ def step_sizes(reference: ReferenceSaLSa) -> list[float]:
     if isinstance(reference, UnitSearch):
         return reference.etas
     return [reference.eta] * len(reference.groups)
+
+
+def follow_each(problems, *arguments, **keywords) -> None:
+    """Follow the reference on one problem after the other."""
+    for problem in problems:
+        follow(problem, *arguments, **keywords)
 
 
 def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **keywords) -> set:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict
+from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import same_bits
+from kernel_cases import GROUP, same_bits
 from models import assert_same, everything
 from torch import nn
 
 from salsa_fused import FusedSaLSa
-from salsa_fused.kernels import watch
+from salsa_fused.kernels import BACKENDS, Table, watch
 
 SHAPES = [(4, 6), (6,), (3, 2, 5, 5), (), (17,)]
 
@@ -336,3 +337,111 @@ def test_memory_that_was_freed(what, backend):
         tensors[what].fill_(1.0)
     step()
     assert [entry["step"] for entry in optimizer.state.values()] == [4, 4]
+
+
+# -- weights that move ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """How often a table is built anew."""
+    seen = []
+    build = Table._build
+
+    def counted(self, groups):
+        seen.append(groups)
+        build(self, groups)
+
+    monkeypatch.setattr(Table, "_build", counted)
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_weight_that_moves_costs_no_rebuild(backend, stepped, looks, builds):
+    weights, optimizer, step = small(backend=backend)
+    builds.clear()
+    weights[1].data = weights[1].data.clone()
+    step()
+    assert not builds
+    assert_same(everything(nn.ParameterList(weights), optimizer), stepped)
+
+
+def test_one_that_moves_and_changes_does(looks, builds):
+    for change in (
+        lambda p: p.data.to(torch.bfloat16),
+        lambda p: p.data.t().contiguous().t(),
+        lambda p: p.data[:2].clone(),
+    ):
+        weight = nn.Parameter(torch.ones(3, 3))
+        optimizer = FusedSaLSa([weight], search_period=None, lr=0.1)
+        for step in range(3):
+            weight.grad = torch.ones_like(weight)
+            if step == 2:
+                builds.clear()
+                weight.data, weight.grad = change(weight), None
+                del optimizer.state[weight]
+                weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        assert len(builds) == 1
+        assert torch.equal(weight.float(), torch.full_like(weight, weight[0, 0].item()).float())
+
+
+def test_a_weight_that_is_exchanged_for_one_on_another_device(builds):
+    """Shape, dtype and strides are the same."""
+    table = Table(BACKENDS["reference"])
+    weights = [torch.ones(3), torch.ones(3)]
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    groups = [{**GROUP, "params": weights}]
+    assert table.refresh(groups, {})
+    there = torch.ones(3, device="meta")
+    there.grad = torch.ones(3, device="meta")
+    torch.utils.swap_tensors(weights[1], there)
+    builds.clear()
+    with suppress(RuntimeError, ValueError):
+        table.refresh(groups, {})
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (torch.Tensor.to_sparse, TypeError, "is sparse"),
+        (lambda w: torch.ones_like(w, device="meta"), ValueError, "meta device"),
+        (lambda w: torch.ones(1).expand(3), ValueError, "overlaps itself"),
+    ],
+)
+def test_a_weight_that_becomes_another_kind_of_tensor(change, error, message):
+    weights, optimizer, step = small()
+    old = weights[1].detach().clone()
+    torch.utils.swap_tensors(weights[1], nn.Parameter(change(weights[1].detach())))
+    before = everything(nn.ParameterList(weights[:1]), optimizer)
+    for _ in range(2):
+        weights[0].grad = torch.ones(3)
+        weights[1].grad = weights[1].detach().clone()
+        with pytest.raises(error, match=rf"parameter 1 .*{message}"):
+            optimizer.step()
+        assert_same(before, everything(nn.ParameterList(weights[:1]), optimizer))
+    torch.utils.swap_tensors(weights[1], nn.Parameter(old))
+    step()
+    assert [entry["step"] for entry in optimizer.state.values()] == [4, 4]
+
+
+def test_vectors_are_cut_anew_where_a_weight_moves():
+    """To a place that no vector can be read of, and back."""
+    room = torch.ones(9)
+    weights = [room[:8], torch.ones(8)]
+    for weight in weights:
+        weight.grad = torch.ones(8)
+    groups, state, table = [{**GROUP, "params": weights}], {}, Table()
+    table.refresh(groups, state)
+    (launch,) = table.launches
+    launch.backend = BACKENDS["triton"]  # looked at only for what it reads
+    launch.cut(launch._find_aligned())
+    assert launch.chunks.n_vector == 2
+    weights[0].data = room[1:]
+    table.refresh(groups, state)
+    assert launch.chunks.n_vector == 1 and table.launches == [launch]
+    weights[0].data = room[:8]
+    table.refresh(groups, state)
+    assert launch.chunks.n_vector == 2 and table.launches == [launch]

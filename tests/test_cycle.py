@@ -157,20 +157,29 @@ def test_the_period_follows_the_unit_that_was_searched():
 def test_exhausted_is_the_units():
     groups = found(period=5)
     done = search(groups, *[REJECTED] * 10)
-    assert done.outcome == "exhausted" and not done.skipped
-    assert [group["step_size"] for group in groups] == pytest.approx([0.1, 0.2, 0.2])
+    assert done.outcome == "exhausted" and done.skipped
+    below = 0.2 * 1.1 * 0.9**10
+    assert [group["step_size"] for group in groups] == pytest.approx([below, 0.2, 0.2])
     assert [group["located"] for group in groups] == [False, True, True]
-    assert {group["period"] for group in groups} == {1}
-    assert search(groups, REJECTED, ACCEPTED).step_size == pytest.approx(0.2 * 1.1**2 * 0.9)
+    assert {group["accepted_step_size"] for group in groups} == {0.1}  # where searches start
+    assert {group["period"] for group in groups} == {5}
+    assert search(groups, ACCEPTED, REJECTED).unit == 0  # at once, and until one succeeds
 
 
-@pytest.mark.parametrize("losses", [(ACCEPTED,), (1.0,), (REJECTED,) * 10])
+@pytest.mark.parametrize("losses", [(ACCEPTED,), (1.0,)])
 def test_the_cycle_moves_on_where_the_step_is_taken(losses):
     groups = found()
     slope = 1e-9 if losses == (1.0,) else 1.0
     done = search(groups, *losses, slope=slope)
     assert done.outcome == {1: "flat"}.get(losses[0], done.outcome)
     assert groups[0]["next_unit"] == 1
+
+
+def test_flat_searches_are_counted_for_each_unit():
+    groups = found()
+    for _ in range(4):
+        search(groups, 1.0, slope=1e-9)
+    assert [group["flat_searches"] for group in groups] == [2, 1, 1]
 
 
 def test_a_unit_without_slope_is_flat():
@@ -187,8 +196,8 @@ def test_the_cycle_waits_where_the_step_is_skipped(loss, slope):
     assert done.skipped and done.unit == 1
     assert {(group["next_unit"], group["skipped_steps"]) for group in groups} == {(1, 1)}
     assert [group["steps_since_search"] for group in groups] == [0, 0, 0]
-    halved = 0.1 if done.trials else 0.2
-    assert [group["step_size"] for group in groups] == pytest.approx([0.2, halved, 0.2])
+    below = 0.2 * 1.1 * 0.9**10 if done.trials else 0.2
+    assert [group["step_size"] for group in groups] == pytest.approx([0.2, below, 0.2])
     assert [group["located"] for group in groups] == [True, not done.trials, True]
 
 

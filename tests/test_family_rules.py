@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import NoisyProblem, follow
+from problems import NoisyProblem, follow, follow_each
 
 from salsa_fused import cycle
 from salsa_fused.kernels import BACKENDS, Launch, Table, table
@@ -99,7 +99,8 @@ BROKEN_UNITS = {
     ),
     "one step size": without("step_size"),
     "one h and s": without("smoothed_decrease", "smoothed_slope"),
-    "one locating": without("located"),
+    "one count of flat searches": without("flat_searches"),
+    "one last accepted step size": without("accepted_step_size"),
     "trials move everything": wrapped(
         Table, "first_trial", lambda real, self, groups, size, unit=None: real(self, groups, size)
     ),
@@ -177,8 +178,9 @@ BROKEN_LAMB = {
 )
 def test_a_broken_rule_is_noticed(keywords, break_it, monkeypatch):
     break_it(monkeypatch)
+    problems = [NoisyProblem(long_flat=n) for n in (0, 30)]  # each unit is flat ten times
     with pytest.raises(AssertionError, match=r"^step "):
-        follow(NoisyProblem(), backend="reference", steps=STEPS, **keywords)
+        follow_each(problems, backend="reference", steps=STEPS, **keywords)
 
 
 @pytest.mark.parametrize("keywords", [SGD, UNITS, LAMB])

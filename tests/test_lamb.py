@@ -189,7 +189,8 @@ def test_a_loaded_run_continues_bit_for_bit():
     train(net, optimizer, 0, 13)
     other_net, other = build(seed=99, direction="adam")
     other_net.load_state_dict(net.state_dict())
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.warns(UserWarning, match="replaces settings"):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     group = other.param_groups[0]
     assert (group["direction"], group["trust_clip"]) == ("lamb", 0.2)
     train(net, optimizer, 13, 30)

@@ -159,7 +159,9 @@ def test_a_negative_loss_is_searched_like_any_other():
 def test_flat_at_the_first_trial_keeps_neither_growth_nor_means():
     done = search(losses=[1e20], loss=1e20)
     assert (done.outcome, done.trials, done.step_size) == ("flat", 1, 0.5)
-    expected = SETTLED._replace(steps=51, steps_since_search=0, searches=1, total_trials=1)
+    expected = SETTLED._replace(
+        steps=51, steps_since_search=0, searches=1, total_trials=1, flat_searches=1
+    )
     assert done.finish() == expected
 
 
@@ -232,15 +234,17 @@ def test_locating_from_far_below_climbs_through_flat_ground():
     assert 2e-14 < done.finish().step_size < 1e-13
 
 
-def test_thirty_doublings_at_most():
+def test_sixty_doublings_at_most():
     done = search(LOST, lambda eta: -1e3 * eta)
-    assert done.trials == 31
-    assert done.finish().step_size == approx(0.5 * DEFAULTS.growth * 2.0**30)
+    assert done.trials == 61
+    after = done.finish()
+    assert after.step_size == approx(0.5 * DEFAULTS.growth * 2.0**60)
+    assert after.period == 2  # counted as one rejection: 4 // 2
 
 
-def test_thirty_doublings_and_nothing_but_flat():
-    done = search(LOST, [1e30], loss=1e30)
-    assert (done.outcome, done.trials) == ("flat", 31)
+def test_sixty_doublings_and_nothing_but_flat():
+    done = search(LOST, [1e40], loss=1e40)
+    assert (done.outcome, done.trials) == ("flat", 61)
     after = done.finish()
     assert (after.step_size, after.located) == (0.5, False)
 
@@ -261,31 +265,54 @@ def test_located_by_an_accepted_search_only():
 # -- exhausted --------------------------------------------------------------------------------
 
 
-def test_exhausted_after_max_trials():
-    done = search(losses=[BAD])
-    assert (done.outcome, done.trials, done.skipped) == ("exhausted", 10, False)
+@pytest.mark.parametrize(("bad", "outcome"), [(BAD, "exhausted"), (NAN, "non_finite")])
+def test_exhausted_after_max_trials_skips(bad, outcome):
+    done = search(losses=[bad])
+    assert (done.outcome, done.trials, done.skipped) == (outcome, 10, True)
+    smallest = 0.5 * DEFAULTS.growth * 0.7**9
+    assert min(done.tried) == approx(smallest)
     after = done.finish()
-    assert after.step_size == done.step_size == 0.25
-    assert after.smoothed_decrease == approx(0.99 * 0.2)  # a negative decrease counts as none
-    assert after.smoothed_slope == approx(smooth(1.0, 1.0))
-    assert (after.period, after.steps_since_search, after.located) == (1, 0, False)
-    assert after.accepted_once
-
-
-def test_exhausted_keeps_a_decrease_that_was_too_small():
-    state = SETTLED._replace(smoothed_decrease=0.0)
-    done = search(state, [0.9999] * 8 + [0.999, NAN])
-    assert done.outcome == "exhausted"
-    assert done.finish().smoothed_decrease == approx(0.01 * 0.001)  # of the last finite trial
-
-
-def test_exhausted_without_a_finite_loss_skips():
-    done = search(losses=[NAN])
-    assert (done.outcome, done.trials, done.skipped) == ("non_finite", 10, True)
-    assert done.finish() == SETTLED._replace(
-        step_size=0.25, located=False, skipped_steps=1, searches=1, total_trials=10
+    assert after.step_size == approx(0.7 * smallest)
+    assert after == SETTLED._replace(
+        step_size=after.step_size, located=False, skipped_steps=1, searches=1, total_trials=10
     )
-    assert is_due(done.finish())
+    assert is_due(after)
+
+
+def test_the_search_after_an_exhausted_one_begins_below_all_that_was_rejected():
+    state, smallest = SETTLED, math.inf
+    for _ in range(5):
+        done = search(state, [BAD])
+        assert done.tried[0] < smallest
+        smallest, state = min(done.tried), done.finish()
+
+
+def test_it_begins_below_also_where_growth_is_large():
+    fast = DEFAULTS._replace(growth=1.5, growth_per="step", search_period=(1, 50))
+    state, smallest = SETTLED._replace(steps_since_search=40), math.inf
+    for _ in range(5):
+        done = search(state, [BAD], settings=fast)
+        assert done.tried[0] <= smallest
+        smallest, state = min(done.tried), done.finish()
+
+
+def test_bad_batches_without_end_leave_a_step_size_that_can_come_back():
+    state = SETTLED._replace(accepted_step_size=0.5)
+    for _ in range(200):
+        state = search(state, [BAD]).finish()
+    assert state.step_size == approx(0.5e-12)
+    assert state.smoothed_decrease == SETTLED.smoothed_decrease
+
+    def line(eta):  # too small a step is not felt, too long a one is rejected
+        return 1.0 if eta < 1e-8 else 1.0 - eta if eta < 0.3 else BAD
+
+    back = search(state, line)
+    assert back.outcome == "accepted" and back.finish().step_size > 0.1
+
+
+def test_exhausted_shows_the_last_finite_loss():
+    done = search(losses=[2 * BAD] * 8 + [BAD, NAN])
+    assert (done.outcome, done.result.trial_loss) == ("exhausted", BAD)
 
 
 @pytest.mark.parametrize("bad", [BAD, NAN])
@@ -297,12 +324,72 @@ def test_a_hundred_rejections_before_the_first_acceptance(bad):
     assert done.skipped
     assert done.gave_up
     assert done.finish() == state._replace(skipped_steps=1, searches=1, total_trials=100)
+    assert done.finish().step_size == DEFAULTS.init_step_size
 
 
 def test_max_trials_once_a_search_was_accepted():
     lost = LOST._replace(accepted_once=True)
     done = search(lost, [BAD], settings=DEFAULTS._replace(max_trials=3))
     assert (done.outcome, done.trials, done.gave_up) == ("exhausted", 3, False)
+
+
+# -- flat again and again ---------------------------------------------------------------------
+
+
+def flats(state, times, slope=1e-17):
+    for _ in range(times):
+        done = search(state, [1.0], slope=slope)
+        assert done.outcome == "flat"
+        state = done.finish()
+    return state
+
+
+def test_ten_flat_searches_in_a_row_make_the_next_one_locate():
+    state = flats(SETTLED, 9)
+    assert state.located and state.flat_searches == 9
+    state = flats(state, 1)
+    assert (state.located, state.flat_searches, state.step_size) == (True, 10, 0.5)
+    found = search(state, [1.0, 1.0, GOOD, GOOD, BAD], slope=1e-16)
+    assert found.trials == 5 and found.finish().step_size == approx(0.5 * DEFAULTS.growth * 8)
+    state = flats(state, 1)  # it locates, and is flat as well: not the next one, too
+    assert state.flat_searches == 1
+    assert search(state, [GOOD]).trials == 1
+
+
+def test_a_flat_search_never_leaves_a_larger_step_size():
+    done = search(LOST, [1.0, 1.0, 1.0, 2.0, 1.0], slope=1e-16)
+    assert done.outcome == "flat" and done.tried[-1] > 0.5
+    assert done.finish().step_size == 0.5
+
+
+def test_a_slope_of_zero_neither_counts_nor_interrupts():
+    state = flats(flats(SETTLED, 5), 20, slope=0.0)
+    assert (state.flat_searches, state.located) == (5, True)
+
+
+@pytest.mark.parametrize("losses", [[GOOD], [BAD], [NAN]])
+def test_any_other_outcome_begins_the_count_anew(losses):
+    assert search(flats(SETTLED, 9), losses).finish().flat_searches == 0
+
+
+def test_a_loss_that_is_not_finite_leaves_the_count():
+    assert search(flats(SETTLED, 9), loss=NAN).finish().flat_searches == 9
+
+
+# -- numbers that do not overflow -------------------------------------------------------------
+
+
+def test_growth_for_many_steps_is_bounded():
+    fast = DEFAULTS._replace(growth=2.0, growth_per="step", search_period=(1, 2000))
+    waited = SETTLED._replace(steps_since_search=1999, step_size=1e-3)
+    assert search(waited, [-1e40], settings=fast).tried == [approx(1e-3 * 2.0**60)]
+    paused = SETTLED._replace(steps_since_search=600_000)
+    assert search(paused, [-1e40], settings=PAPER).tried == [approx(0.5 * 2.0**60)]
+
+
+def test_a_step_size_that_only_grows_stays_finite():
+    done = search(SETTLED._replace(step_size=1e38), [-1e40])
+    assert done.finish().step_size == 1e38
 
 
 # -- skipped ----------------------------------------------------------------------------------

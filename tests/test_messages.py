@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from models import assert_same, everything, make_closure, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa, settings
+from salsa_fused import optimizer as optimizer_module
 from salsa_fused.kernels.layout import readable_gradient
 from salsa_fused.line_search import LineSearch, SearchSettings, SearchState
 
@@ -83,6 +87,12 @@ def overlapping():
     return torch.ones(1).expand(4).requires_grad_()
 
 
+def with_gradient(dtype):
+    weight = torch.ones(3, dtype=dtype)
+    weight.grad = torch.ones(3, dtype=dtype)
+    return weight
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -94,28 +104,36 @@ class Subclass(torch.Tensor):
         (lambda: weight(), TypeError, "iterable of Tensors or dicts"),
         (lambda: [3.0], TypeError, "can only optimize Tensors"),
         (lambda: [weight() * 2], ValueError, "non-leaf"),
-        (lambda: [torch.ones(3, dtype=torch.int64)], TypeError, "0 of its group .*floating dtype"),
+        (lambda: [with_gradient(torch.int64)], TypeError, "0 of its group .*floating dtype"),
         (lambda: [weight(), weight(dtype=torch.complex64)], TypeError, "parameter 1 of its group"),
         (lambda: [weight(device="meta")], ValueError, "meta device.*to_empty"),
         (lambda: [overlapping()], ValueError, "overlaps itself in memory"),
         (lambda: nn.LazyLinear(3).parameters(), TypeError, "lazy.*run one forward pass"),
         (
-            lambda: [torch.ones(3).as_subclass(Subclass)],
+            lambda: [torch.ones(3).as_subclass(Subclass).requires_grad_()],
             TypeError,
             "is a .*Subclass.*plain tensors",
         ),
-        (lambda: [torch.eye(3).to_sparse()], TypeError, "sparse"),
+        (lambda: [torch.eye(3).to_sparse().requires_grad_()], TypeError, "sparse"),
         (lambda: [(w := weight()), w], ValueError, "in its group twice"),
         (lambda: [{"params": [w := weight()]}, {"params": [w]}], ValueError, "more than one"),
         (lambda: [{"params": {weight()}}], TypeError, "ordered collections"),
         (lambda: [{"params": [weight()], "lr": -1}], ValueError, "lr must be >= 0"),
         (lambda: [{"params": [weight()], "betas": 0.9}], ValueError, r"\(beta1, beta2\)"),
-        (lambda: [{"params": [weight()], "c": 0.3}], ValueError, "names c=0.3.*the constructor"),
-        (lambda: [{"params": [weight()], "step_size": 3.0}], ValueError, "names step_size"),
+        (
+            lambda: [{"params": [weight()], "c": 0.3}],
+            ValueError,
+            "names c=0.3, .* has c=0.5: leave c out of the group, the constructor's c sets it",
+        ),
+        (
+            lambda: [{"params": [weight()], "step_size": 3.0}],
+            ValueError,
+            "names step_size=3.0, .* found by the search and is not given: leave it out",
+        ),
         (
             lambda: [{"params": [weight()]}, {"params": [weight()], "betas": (0.9, 0.9, 0.5)}],
             ValueError,
-            "names beta3=0.5",
+            r"names beta3=0.5, .* the constructor's betas\[2\] sets it",
         ),
         (lambda: [{"params": [weight()], "trust_clip": 2.0}], ValueError, "names trust_clip=2.0"),
         (lambda: [{"params": [weight()], "units": "groups"}], ValueError, "names units='groups'"),
@@ -125,6 +143,31 @@ class Subclass(torch.Tensor):
 def test_parameters(parameters, error, message):
     with pytest.raises(error, match=message):
         FusedSaLSa(parameters())
+
+
+@pytest.mark.parametrize("change", [{}, {"c": 0.3}, {"direction": "sgd"}])
+@pytest.mark.parametrize("several", [False, True])
+def test_groups_of_an_earlier_optimizer(change, several):
+    """It keeps its search in their dictionaries, as torch's keep their settings in them."""
+    groups = [{"params": [weight()], "lr": 0.5}, {"params": [weight()]}][: 1 + several]
+    earlier = FusedSaLSa(groups)
+    parameters = [p for group in groups for p in group["params"]]
+    earlier.step(lambda: sum(p.square().sum() for p in parameters))
+    message = (
+        r"belong to an earlier optimizer.*\[\{'params': group\['params'\], 'lr': group\['lr'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        FusedSaLSa(groups, **change)
+    with pytest.raises(ValueError, match=message):
+        FusedSaLSa([weight()], **change).add_param_group(groups[-1])
+    fresh = [{"params": group["params"], "lr": group["lr"]} for group in groups]
+    assert FusedSaLSa(fresh, **change).param_groups[0]["lr"] == 0.5
+
+
+def test_numbers_are_looked_at_before_parameters():
+    for keywords in ({"lr": -1.0}, {"eps": -1.0}, {"weight_decay": NAN}, {"betas": (2, 0.9, 0.9)}):
+        with pytest.raises(ValueError, match=f"^{next(iter(keywords))}"):
+            FusedSaLSa(None, **keywords)
 
 
 def test_dtensor_is_refused_by_name():
@@ -271,7 +314,8 @@ def test_native_serves_fp32_on_the_cpu():
 
 
 def test_a_learning_rate_as_lr_is_warned_of():
-    with pytest.warns(UserWarning, match=r"lr=0.001 is a factor .* not a learning rate") as seen:
+    message = r"lr=0.001 is a factor .* not a learning rate: pass lr=1.0 \(the default\)"
+    with pytest.warns(UserWarning, match=message) as seen:
         FusedSaLSa([weight()], lr=1e-3)
     assert seen[0].filename == __file__
     with warnings.catch_warnings():
@@ -310,6 +354,96 @@ def test_a_state_that_does_not_fit(change, message):
     assert_same(before, everything(net, optimizer))
 
 
+SETTINGS = {
+    "c": 0.3,
+    "betas": (0.9, 0.999, 0.9),
+    "backtrack": 0.5,
+    "growth": 1.5,
+    "growth_per": "step",
+    "init_step_size": 0.1,
+    "schedule": "rate",
+    "search_period": None,
+    "max_trials": 5,
+    "maximize": True,
+    "direction": "sgd",
+    "units": "groups",
+    "trust_clip": 2.0,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_setting_that_a_checkpoint_replaces(name, there):
+    def saved_by(**keywords):
+        return FusedSaLSa([weight(), weight()], **keywords).state_dict()
+
+    changed = {name: SETTINGS[name]}
+    saved, optimizer = saved_by(), FusedSaLSa([weight(), weight()], **changed)
+    if there:
+        saved, optimizer = saved_by(**changed), FusedSaLSa([weight(), weight()])
+    key = "beta3" if name == "betas" else name
+    here, loaded = optimizer.param_groups[0][key], saved["param_groups"][0][key]
+    assert here != loaded
+    message = f"settings that this optimizer was built with: {key}={here!r} by {loaded!r}. "
+    with pytest.warns(UserWarning, match=re.escape(message)) as seen:
+        optimizer.load_state_dict(saved)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    assert optimizer.param_groups[0][key] == loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved)  # as it is already
+
+
+def test_several_settings_that_a_checkpoint_replaces():
+    saved = FusedSaLSa([weight()], search_period=4, direction="sgd").state_dict()
+    optimizer = FusedSaLSa([weight()])
+    both = r"search_period=\(1, 10\) by \(4, 4\), direction='adam' by 'sgd'. To keep one"
+    with pytest.warns(UserWarning, match=both):
+        optimizer.load_state_dict(saved)
+
+
+def test_what_the_warning_of_replaced_settings_proposes():
+    net = make_net()
+    optimizer = FusedSaLSa(net.parameters(), module=net)
+    for step in range(3):
+        optimizer.step(make_closure(net, step))
+    saved = optimizer.state_dict()
+    proposals = "set it in the state dict's param_groups before, or load the moments alone, "
+    proposals += r"\{'state': loaded\['state'\], 'param_groups': optimizer.state_dict\(\)\['param"
+    other = FusedSaLSa(net.parameters(), search_period=None, init_step_size=1e-3)
+    with pytest.warns(UserWarning, match=proposals):
+        other.load_state_dict(saved)
+    assert other.search_due
+    for alone in (False, True):
+        other = FusedSaLSa(net.parameters(), search_period=None, init_step_size=1e-3)
+        if alone:
+            changed = {"state": saved["state"], "param_groups": other.state_dict()["param_groups"]}
+        else:
+            changed = copy.deepcopy(saved)
+            for group in changed["param_groups"]:
+                group["search_period"], group["init_step_size"] = None, 1e-3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other.load_state_dict(changed)
+        assert not other.search_due
+        assert other.step_size == (1e-3 if alone else optimizer.step_size)
+        assert other.state[net[0].weight]["step"] == 3
+
+
+def test_what_a_checkpoint_replaces_silently():
+    """As in torch; and settings that are equal, also as a list or as NumPy's numbers."""
+    saved = FusedSaLSa(
+        [weight()], lr=0.5, betas=(0.8, 0.9, 0.99), eps=1e-6, weight_decay=0.1
+    ).state_dict()
+    saved["param_groups"][0].update(search_period=[1, 10], c=np.float64(0.5))
+    optimizer, adam = FusedSaLSa([weight()]), torch.optim.AdamW([weight()], maximize=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(adam.state_dict())
+    assert optimizer.param_groups[0]["eps"] == 1e-6
+
+
 def test_a_step_within_a_step():
     net = make_net()
     optimizer = FusedSaLSa(net.parameters(), module=net)
@@ -339,11 +473,37 @@ def test_parameters_that_share_memory():
     FusedSaLSa([nn.Parameter(halves[:4]), nn.Parameter(halves[4:])])  # beside each other
 
 
+def test_a_new_group_that_shares_memory():
+    first = weight(4)
+    optimizer = FusedSaLSa([first])
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.add_param_group({"params": [nn.Parameter(first.data[1:])]})
+    assert optimizer.param_groups == before
+    optimizer.add_param_group({"params": [weight(4)]})
+
+
+def test_the_memory_of_all_groups_is_looked_at_once(monkeypatch):
+    """Not once for every group: two thousand of them would take seconds."""
+    check, seen = optimizer_module.check_no_shared_memory, []
+
+    def counted(groups):
+        seen.append(len(groups))
+        check(groups)
+
+    monkeypatch.setattr(optimizer_module, "check_no_shared_memory", counted)
+    optimizer = FusedSaLSa([{"params": [weight()]} for _ in range(20)])
+    assert seen == [20]
+    optimizer.add_param_group({"params": [weight()]})
+    copy.deepcopy(optimizer).add_param_group({"params": [weight()]})
+    assert seen == [20, 21, 22]
+
+
 def test_weights_made_where_nothing_has_gradients():
     with torch.inference_mode():
-        parameter = torch.ones(3)
+        net = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="inference_mode"):
-        FusedSaLSa([parameter])
+        FusedSaLSa(net.parameters())
 
 
 def test_a_weight_replaced_by_one_of_another_shape():
@@ -414,7 +574,7 @@ def test_gradients_that_no_kernel_can_read():
 
 def test_a_negated_view_is_no_parameter():
     with pytest.raises(ValueError, match="resolve_neg"):
-        FusedSaLSa([torch._neg_view(torch.ones(3))])
+        FusedSaLSa([torch._neg_view(torch.ones(3)).requires_grad_()])
 
 
 def test_a_search_that_has_not_ended():

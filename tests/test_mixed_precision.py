@@ -162,11 +162,15 @@ def test_somebody_else_puts_a_method_over_the_watching_one(monkeypatch):
 
 def test_an_interrupt_before_the_closure_is_left():
     """It keeps `__exit__` from running: then the end is that of the object."""
-    own = GradScaler.scale
     refused = scaling.refused()
     refused.__enter__()
-    assert GradScaler.scale is not own
+    with pytest.raises(RuntimeError, match="uses a GradScaler"):
+        GradScaler("cpu").scale(torch.ones(()))
     del refused
+    GradScaler("cpu").scale(torch.ones(()))
+    own = scaling._own_scale
+    with scaling.refused():
+        pass
     assert GradScaler.scale is own
 
 

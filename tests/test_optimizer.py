@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import assert_same, everything, make_batch, make_closure, make_net
 from torch import nn
+from torch.optim import lr_scheduler
 
 from salsa_fused import FusedSaLSa, SearchResult
 
@@ -365,7 +366,8 @@ def test_trials_that_are_never_finite_skip_the_step():
     after = everything(net, optimizer)
     assert (calls, optimizer.skipped_steps) == (11, 1)
     assert all(map(torch.equal, before[0], after[0]))
-    assert optimizer.step_size == dict(before[1][0])["step_size"] / 2
+    first = dict(before[1][0])["step_size"] * 2 ** (1 / 20)
+    assert optimizer.step_size == pytest.approx(first * 0.7**10)  # below all that was rejected
     assert optimizer.search_due
 
 
@@ -533,6 +535,7 @@ def test_numbers_of_numpy_and_torch_become_plain():
         init_step_size=torch.tensor(0.1),
         betas=(np.float32(0.5), 0.999, np.float64(0.9)),
         eps=np.float64(1e-8),
+        weight_decay=torch.tensor(0.0),
         max_trials=np.int64(5),
         search_period=(np.int64(1), np.int64(4)),
     )
@@ -543,6 +546,37 @@ def test_numbers_of_numpy_and_torch_become_plain():
     torch.load(file, weights_only=True)
     assert type(optimizer.step_size) is float
     assert type(optimizer.param_groups[0]["max_trials"]) is int
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: np.exp(-0.1 * step)),
+        lambda o: lr_scheduler.OneCycleLR(o, max_lr=np.float64(1.0), total_steps=9),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 9, eta_min=np.float32(0.1)),
+    ],
+)
+def test_factors_of_numpy_become_plain(schedule):
+    weights = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    groups = [{"params": weights[:1], "lr": np.float64(0.5)}, {"params": weights[1:]}]
+    optimizer = FusedSaLSa(groups, lr=np.float32(0.25))
+    assert [type(group["lr"]) for group in optimizer.param_groups] == [float, float]
+    scheduler = schedule(optimizer)
+    for _ in range(2):
+        optimizer.step(lambda: sum(w.square().sum() for w in weights))
+        scheduler.step()
+    file = io.BytesIO()
+    saved = optimizer.state_dict()
+    torch.save(saved, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["param_groups"] == saved["param_groups"]
+    assert saved["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"] != 0.5
+
+
+def test_a_tensor_as_factor_stays_one():
+    lr = torch.tensor(0.5)
+    optimizer = FusedSaLSa([torch.ones(3, requires_grad=True)], lr=lr)
+    assert optimizer.param_groups[0]["lr"] is optimizer.state_dict()["param_groups"][0]["lr"] is lr
 
 
 def test_step_under_a_default_device():

@@ -50,13 +50,34 @@ def no_warnings():
 
 
 def test_every_block_is_tested():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 6
 
 
 def test_swap_it_in(names):
     exec(block_with("loss = optimizer.step(closure)"), names)
     assert names["optimizer"].metrics()["steps"] == 40
     assert names["loss"] < 3.0
+
+
+def test_outputs(names):
+    names |= {"kept": {}, "inputs": names["loader"][0][0], "targets": names["loader"][0][1]}
+    exec(block_with("if not optimizer.in_trial"), names)
+    loss = names["optimizer"].step(names["closure"])
+    outputs = names["kept"]["outputs"]
+    assert outputs.grad_fn is not None
+    assert names["loss_function"](outputs, names["targets"]).item() == loss.item()
+
+
+def test_a_schedule_becomes_a_factor(names):
+    names |= {
+        "OneCycleLR": torch.optim.lr_scheduler.OneCycleLR,
+        "group": names["optimizer"].param_groups[0],
+        "learning_rate_at": lambda step: 3e-4,
+        "step": 0,
+    }
+    exec(block_with("as_factor"), names)
+    assert names["group"]["lr"] == pytest.approx(0.5)
+    assert isinstance(names["scheduler"], torch.optim.lr_scheduler.OneCycleLR)
 
 
 def test_accumulation_and_clipping(names):

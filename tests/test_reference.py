@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from reference import DEFAULTS, PAPER, ReferenceSaLSa
+from reference import DEFAULTS, PAPER, ReferenceLAMB, ReferenceSaLSa
 
 approx = pytest.approx
 NAN = math.nan
@@ -40,8 +40,14 @@ def never(w):
     raise AssertionError("no trial expected")
 
 
+def flat(opt):
+    """One step whose search ends flat: the loss hides every difference."""
+    return opt.step(given(1e60, 1.0), script(1e60))
+
+
 def search_state(opt):
-    return (opt.eta, opt.h, opt.s, opt.L, opt.E_fast, opt.E_slow, opt.since_search, opt.steps)
+    names = "eta h s L E_fast E_slow since_search steps eta_accepted flats"
+    return tuple(getattr(opt, name) for name in names.split())
 
 
 # Adam
@@ -62,6 +68,38 @@ def test_eps_is_outside_the_root():
     opt = scalar(group={"eps": 2.0}, search_period=None, init_step_size=1.0)
     opt.step(given(1.0, 2.0), never)
     assert opt.params[0][0] == approx(0.5, rel=1e-14)
+
+
+@pytest.mark.parametrize("cls", [ReferenceSaLSa, ReferenceLAMB])
+def test_eps_is_never_zero(cls):
+    opt = cls([np.zeros(1), np.ones(1)], [{"params": [0, 1], "eps": 0.0}], search_period=None)
+    opt.step(given(1.0, 0.0, 0.0), never)
+    assert [w[0] for w in opt.params] == [0.0, 1.0]
+    opt.step(given(1.0, 2.0**-600, 0.0), never)  # its square is nothing
+    m_hat = 2.0**-600 * 0.1 / 0.19
+    assert opt.params[0][0] == approx(-m_hat / 2.0**-126, rel=1e-12, abs=0.0)
+
+
+@pytest.mark.parametrize(
+    "lr, decay, subtracted",  # eta is 2, u is 0
+    [(0.5, 0.25, 0.25), (0.5, 0.99, 0.99), (0.5, 1.0, 1 / 2), (1.0, 1.5, 3 / 4), (0.0, 9.0, 0.0)],
+)
+def test_decay_never_flips_a_weight(lr, decay, subtracted):
+    groups = [
+        {"params": [0], "lr": lr, "weight_decay": decay},
+        {"params": [1], "lr": 1.0, "weight_decay": 0.1},  # has an x of its own
+    ]
+    opt = ReferenceSaLSa([np.ones(1), np.ones(1)], groups, search_period=None, init_step_size=2.0)
+    opt.step(given(1.0, 0.0, 0.0), never)
+    assert [w[0] for w in opt.params] == approx([1.0 - subtracted, 0.8])
+
+
+def test_decay_that_would_flip_leaves_the_rest_of_the_bracket_as_it_is():
+    opt = scalar(5.0, group={"weight_decay": 1.5}, growth=1.0, init_step_size=2.0)
+    seen = []
+    opt.step(given(9.0, 1.0), lambda w: seen.append(w[0][0]) or 0.0)
+    assert seen == [approx(3.0)]
+    assert opt.params[0][0] == approx(5.0 * (1 - 3 / 4) - 2.0)
 
 
 def test_weight_decay_is_in_the_final_write_only():
@@ -114,6 +152,36 @@ def test_growth_per_step_counts_the_steps_since_the_last_search():
     assert etas == [[], [], [8.0], [], [], [64.0]]
 
 
+@pytest.mark.parametrize(
+    "growth, growth_per, since",
+    [(2.0, "step", 5000), (2 ** (1 / 500), "step", 10**12), (1e300, "search", 0)],
+)
+@pytest.mark.parametrize("located", [True, False])
+def test_growth_is_at_most_two_to_the_sixty(growth, growth_per, since, located):
+    opt = scalar(located=located, growth=growth, growth_per=growth_per, c=0.0)
+    opt.steps, opt.since_search = 10, since
+    record = opt.step(given(9.0, 1.0), script(0.0, 99.0))
+    assert record.trials[0].eta == 2.0**60
+
+
+@pytest.mark.parametrize("located", [True, False])
+def test_first_trial_is_at_most_1e38(located):
+    opt = scalar(located=located, growth=2.0**50, init_step_size=1e30, c=0.0)
+    assert opt.step(given(9.0, 1.0), script(0.0, 99.0)).trials[0].eta == 1e38
+
+
+@pytest.mark.parametrize(
+    "growth, backtrack, first", [(1.25, 0.7, 1.25), (8.0, 0.8, 1.25), (8.0, 0.25, 4.0)]
+)
+def test_locating_again_grows_by_one_rejection_at_most(growth, backtrack, first):
+    opt = scalar(growth=growth, backtrack=backtrack)
+    opt.located = False
+    assert opt.step(given(9.0, 1.0), script(0.0, 99.0)).trials[0].eta == first
+    for located in (True, False):  # and only then
+        opt = scalar(located=located, growth=growth, backtrack=backtrack)
+        assert opt.step(given(9.0, 1.0), script(0.0, 99.0)).trials[0].eta == growth
+
+
 # Accepting
 
 
@@ -153,11 +221,22 @@ def test_locating_keeps_a_smaller_backtrack():
     assert [trial.eta for trial in record.trials] == approx([3.2, 0.8])
 
 
-def test_thirty_doublings_at_most():
+def test_sixty_doublings_at_most():
     opt = scalar(located=False, growth=1.0)
+    opt.L = 6
     record = opt.step(given(1.0, 1.0), lambda w: float(w[0][0]))
-    assert len(record.trials) == 31
-    assert record.outcome == "accepted" and opt.eta == 2.0**30
+    assert len(record.trials) == 61
+    assert record.outcome == "accepted" and opt.eta == 2.0**60
+    assert opt.L == 3  # one rejection, though there was none
+
+
+def test_the_last_accepted_step_size_is_remembered():
+    opt = scalar(growth=1.0)
+    assert opt.eta_accepted == 1.0
+    opt.step(given(1.0, 1.0), script(2.0, 0.0))
+    assert opt.eta == opt.eta_accepted == 0.7
+    record = opt.step(given(1e20, 1.0), script(1.1e20, 1e20))  # flat, at a smaller one
+    assert record.outcome == "flat" and opt.eta == approx(0.49) and opt.eta_accepted == 0.7
 
 
 def test_smoothing():
@@ -260,8 +339,8 @@ def test_flat_then_rejected_while_locating():
 
 def test_nothing_but_flat_while_locating():
     opt = scalar(located=False, growth=2.0)
-    record = opt.step(given(1e30, 1.0), script(1e30))
-    assert record.outcome == "flat" and len(record.trials) == 31
+    record = flat(opt)
+    assert record.outcome == "flat" and len(record.trials) == 61
     assert opt.eta == 1.0 and not opt.accepted_once and not opt.located
 
 
@@ -272,27 +351,107 @@ def test_slope_zero():
     assert opt.t == [1] and opt.eta == 1.0 and opt.s == 0.0
 
 
+def test_ten_flat_searches_in_a_row_then_the_next_locates():
+    opt = scalar(growth=1.0)
+    for k in range(1, 10):
+        assert len(flat(opt).trials) == 1
+        assert (opt.flats, opt.located) == (k, True)
+    flat(opt)
+    assert opt.flats == 10 and opt.locating
+    assert len(flat(opt).trials) == 61
+    assert (opt.flats, opt.locating, opt.eta) == (1, False, 1.0)  # this one only
+    opt.flats = 10
+    record = opt.step(given(1.0, 1.0), script(-3.0, -3.0, 9.0))
+    assert [trial.eta for trial in record.trials] == [1.0, 2.0, 4.0]
+    assert (opt.flats, opt.locating, opt.eta) == (0, False, 2.0)
+
+
+def test_flat_after_doublings_keeps_the_step_size():
+    opt = scalar(growth=1.0)
+    opt.flats = 10
+    record = opt.step(given(1e20, 1.0), script(1e20, 1e20, 1e20, 2e20, 1e20))
+    assert [trial.eta for trial in record.trials] == [1.0, 2.0, 4.0, 8.0, 4.0]
+    assert (record.outcome, opt.eta) == ("flat", 1.0)
+
+
+@pytest.mark.parametrize("f0, g", [(1.0, 0.0), (NAN, 1.0), (1.0, NAN)])
+def test_a_slope_of_zero_and_a_skipped_step_do_not_touch_the_count(f0, g):
+    opt = scalar()
+    opt.flats = 9
+    opt.step(given(f0, g), never)
+    assert opt.flats == 9
+    flat(opt)
+    assert opt.locating
+
+
+@pytest.mark.parametrize(
+    "loss, outcome", [(0.0, "accepted"), (2.0, "exhausted"), (NAN, "non_finite")]
+)
+@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.filterwarnings("ignore:no step down to")
+def test_any_other_outcome_begins_the_count_anew(loss, outcome, found):
+    opt = scalar(located=found)
+    opt.flats = 9
+    assert opt.step(given(1.0, 1.0), script(loss)).outcome == outcome
+    assert opt.flats == 0
+    flat(opt)
+    assert opt.flats == 1
+
+
 # Exhausted, non-finite
 
 
-def test_exhausted():
-    opt = scalar(growth=2.0)
-    opt.h, opt.s, opt.L = 0.1, 0.2, 5
-    record = opt.step(given(1.0, 1.0), script(*[20.0] * 8, 12.0, NAN))
-    assert record.outcome == "exhausted" and len(record.trials) == 10
-    assert [trial.eta for trial in record.trials] == approx([2 * 0.7**k for k in range(10)])
-    assert opt.eta == 0.5 and opt.params[0][0] == approx(0.5)
-    assert opt.h == approx(0.099)  # the last finite trial went up
-    assert opt.s == approx(0.208)
-    assert opt.L == 1 and not opt.located and opt.accepted_once
-    record = opt.step(given(1.0, 1.0), script(2.0, 0.0))
-    assert [trial.eta for trial in record.trials] == [1.0, 0.5]  # locating again
+@pytest.mark.parametrize(
+    "losses, outcome",
+    [
+        ((20.0,), "exhausted"),
+        ((NAN, 20.0, NAN), "exhausted"),
+        ((NAN, math.inf, -math.inf), "non_finite"),
+    ],
+)
+def test_exhausted(losses, outcome):
+    opt = scalar(growth=2.0, init_step_size=0.5)
+    opt.steps, opt.since_search, opt.h, opt.s, opt.L, opt.flats = 20, 4, 0.1, 0.2, 5, 7
+    before = search_state(opt)
+    record = opt.step(given(1.0, 1.0), script(*losses))
+    assert (record.outcome, record.skipped, record.trial_loss) == (outcome, True, None)
+    assert [trial.eta for trial in record.trials] == approx([0.7**k for k in range(10)])
+    assert opt.eta == record.step_size == approx(0.7**10)
+    assert search_state(opt) == (opt.eta, *before[1:-1], 0)
+    assert opt.params[0][0] == 1.0 and opt.t == [0] and opt.m[0][0] == opt.v[0][0] == 0.0
+    assert opt.skipped_steps == 1 and opt.search_due
+    assert opt.accepted_once and not opt.located
+    record = opt.step(given(1.0, 1.0), script(20.0, 0.0))  # locates
+    assert [trial.eta for trial in record.trials] == approx([0.7**9, 0.5 * 0.7**9])
+    assert record.outcome == "accepted" and opt.located and opt.steps == 21
 
 
-def test_exhausted_keeps_a_last_decrease():
-    opt = scalar(growth=1.0, max_trials=2, beta3=0.5, c=1.0, backtrack=0.9)
-    opt.step(given(1.0, 1.0), script(2.0, 0.75))
-    assert opt.h == 0.125
+@pytest.mark.parametrize("backtrack, shrink", [(0.5, 0.5), (0.25, 0.25)])
+def test_exhausted_while_locating_again(backtrack, shrink):
+    opt = scalar(growth=1e9, backtrack=backtrack)
+    opt.located = False
+    for search in range(2):  # the first trial of the second is the last of the first
+        record = opt.step(given(1.0, 1.0), script(20.0))
+        exponents = range(9 * search - 1, 9 * search + 9)
+        assert [trial.eta for trial in record.trials] == [shrink**k for k in exponents]
+        assert opt.eta == shrink ** (9 * search + 9)
+
+
+def test_exhausted_at_the_smallest_size_tried():
+    opt = scalar(growth=2.0, backtrack=0.5, init_step_size=1e-20, max_trials=2)
+    opt.located = False
+    record = opt.step(given(1.0, 1.0), script(1.0, 1.0, 1.0, 2.0))  # three flat, two rejected
+    assert [trial.eta for trial in record.trials] == [2e-20, 4e-20, 8e-20, 1.6e-19, 8e-20]
+    assert record.outcome == "exhausted" and opt.eta == approx(1e-20, abs=0.0)
+
+
+def test_exhausted_keeps_a_trillionth_of_the_last_accepted():
+    opt = scalar(growth=1.0, init_step_size=4.0)
+    opt.eta = 1e-11
+    opt.step(given(1.0, 1.0), script(20.0))
+    assert opt.eta == 4e-12
+    opt.step(given(1.0, 1.0), script(20.0))
+    assert opt.eta == 4e-12 and opt.eta_accepted == 4.0
 
 
 def test_hundred_rejections_before_the_first_acceptance():
@@ -307,16 +466,6 @@ def test_hundred_rejections_before_the_first_acceptance():
         warnings.simplefilter("error")
         opt.step(given(1.0, 1.0), script(2.0))
     assert opt.skipped_steps == 2
-
-
-def test_no_finite_trial():
-    opt = scalar(growth=1.0, search_period=4)
-    opt.steps, opt.since_search, opt.h, opt.s = 20, 3, 0.1, 0.2
-    before = search_state(opt)
-    record = opt.step(given(1.0, 1.0), script(NAN, math.inf, -math.inf))
-    assert record.skipped and record.outcome == "non_finite" and len(record.trials) == 10
-    assert opt.eta == 0.5 and search_state(opt)[1:] == before[1:]
-    assert opt.params[0][0] == 1.0 and opt.t == [0] and opt.search_due
 
 
 def test_no_finite_trial_before_the_first_acceptance():

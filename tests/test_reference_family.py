@@ -84,6 +84,14 @@ def test_sgd_lr_and_decay():
     assert weights(opt) == approx([1.0 - 0.5 * (2.0 + 0.1), 1.0 - 0.25 * 4.0])
 
 
+def test_sgd_decay_never_flips_a_weight():
+    opt = make(
+        ReferenceSGD, 1.0, groups=[{"weight_decay": 3.0}], search_period=None, init_step_size=1.0
+    )
+    opt.step(given(1.0, 2.0), never)
+    assert weights(opt) == approx([0.25 - 2.0])
+
+
 def test_sgd_without_a_search():
     opt = make(ReferenceSGD, 1.0, search_period=None, init_step_size=0.1)
     for _ in range(2):  # no momentum
@@ -126,13 +134,16 @@ def test_first_search_is_global_and_hands_over_its_step_size():
     assert (record.unit, record.slope, record.step_size) == (None, approx(5.0), approx(0.2))
     assert opt.etas == approx([0.2, 0.2]) and opt.h == approx(0.05)
     assert [(unit.h, unit.s, unit.located) for unit in opt.units] == [(0.0, 0.0, True)] * 2
+    assert [(unit.eta_accepted, unit.flats) for unit in opt.units] == [(approx(0.2), 0)] * 2
     assert opt.next_unit == 0 and weights(opt) == approx([0.8, 0.8])
 
 
 def test_search_stays_global_until_one_is_accepted():
     opt = make(ReferencePLASLS, 1.0, 1.0, found=False)
-    record = opt.step(given(1e30, 2.0, 3.0), script(1e30))
+    opt.units[1].flats = 5
+    record = opt.step(given(1e60, 2.0, 3.0), script(1e60))
     assert (record.outcome, record.unit, opt.next_unit) == ("flat", None, 0)
+    assert opt.flats == 1 and [unit.flats for unit in opt.units] == [0, 0]
     assert weights(opt) == approx([0.0, 0.0])
     seen = []
     record = opt.step(given(9.0, 2.0, 3.0), watch(seen, 1.0, 9.0))
@@ -230,19 +241,51 @@ def test_rate_schedule_has_means_of_its_own_in_each_unit():
     ]
 
 
-def test_exhausted_unit():
+@pytest.mark.parametrize("loss, outcome", [(2.0, "exhausted"), (NAN, "non_finite")])
+def test_exhausted_unit(loss, outcome):
     opt = make(ReferencePLASLS, 0.0, 0.0, max_trials=3)
-    opt.L = 5
-    record = opt.step(given(1.0, 1.0, 1.0), script(2.0))
-    assert (record.outcome, record.unit, len(record.trials)) == ("exhausted", 0, 3)
-    assert opt.etas == [0.5, 1.0] and (opt.L, opt.next_unit) == (1, 1)
+    opt.L, opt.since_search, opt.units[0].since_search = 5, 4, 9
+    record = opt.step(given(1.0, 1.0, 1.0), script(loss))
+    assert (record.outcome, record.unit, len(record.trials)) == (outcome, 0, 3)
+    assert record.skipped and opt.skipped_steps == 1 and opt.steps == 0
+    assert opt.etas == [approx(0.7**3), 1.0] and record.step_size == opt.etas[0]
     assert [unit.located for unit in opt.units] == [False, True]
-    assert weights(opt) == approx([-0.5, -1.0])
-    record = opt.step(given(1.0, 1.0, 1.0), script(0.0))  # unit 1 does not locate
-    assert (record.unit, len(record.trials)) == (1, 1)
-    record = opt.step(given(1.0, 1.0, 1.0), script(0.0, 2.0))  # unit 0 does
-    assert [trial.eta for trial in record.trials] == [0.5, 1.0]
-    assert opt.units[0].located and opt.next_unit == 1
+    assert [unit.eta_accepted for unit in opt.units] == [1.0, 1.0]
+    assert (opt.L, opt.since_search, opt.units[0].since_search) == (5, 4, 9)
+    assert weights(opt) == [0.0, 0.0] and opt.t == [0, 0]
+    record = opt.step(given(1.0, 1.0, 1.0), script(0.0, 2.0))  # its turn again: locates
+    assert record.unit == 0
+    assert [trial.eta for trial in record.trials] == approx([0.7**3, 2 * 0.7**3])
+    assert [unit.eta_accepted for unit in opt.units] == [approx(0.7**3), 1.0]
+    record = opt.step(given(1.0, 1.0, 1.0), script(0.0))  # unit 1 does not
+    assert (record.unit, len(record.trials), opt.next_unit) == (1, 1, 0)
+
+
+def test_exhausted_unit_keeps_a_trillionth_of_its_own_last_accepted():
+    opt = make(ReferencePLASLS, 0.0, 0.0)
+    opt.units[0].eta, opt.units[0].eta_accepted = 1e-13, 0.25
+    opt.step(given(1.0, 1.0, 1.0), script(2.0))
+    assert opt.etas == [0.25e-12, 1.0]
+
+
+def test_a_unit_counts_its_own_flat_searches():
+    opt = make(ReferencePLASLS, 0.0, 0.0, search_period=1)
+    for k in range(1, 11):
+        record = opt.step(given(1e20, 1.0, 1.0), script(1e20))
+        assert (record.outcome, record.unit, len(record.trials)) == ("flat", 0, 1)
+        assert [unit.flats for unit in opt.units] == [k, 0]
+        opt.step(given(9.0, 1.0, 1.0), script(0.0))
+    record = opt.step(given(9.0, 1.0, 1.0), script(0.0, 0.0, 9.9))
+    assert record.unit == 0 and [trial.eta for trial in record.trials] == [1.0, 2.0, 4.0]
+    assert opt.etas == [2.0, 1.0] and opt.units[0].located
+
+
+def test_decay_never_flips_a_weight_of_a_unit():
+    groups = [{"weight_decay": 1.5}, {"weight_decay": 1.5}]
+    opt = make(ReferencePLASLS, 1.0, 1.0, groups=groups, search_period=None)
+    opt.units[0].eta, opt.units[1].eta = 0.5, 2.0  # x = 0.75, 3
+    opt.step(given(1.0, 0.0, 0.0), never)
+    assert weights(opt) == approx([0.25, 0.25])
 
 
 def test_a_unit_without_gradients_or_slope_is_flat_and_the_cycle_moves_on():
@@ -254,14 +297,11 @@ def test_a_unit_without_gradients_or_slope_is_flat_and_the_cycle_moves_on():
 
 
 def test_skipped_step_stays_at_the_unit():
-    opt = make(ReferencePLASLS, 0.0, 0.0, max_trials=3)
+    opt = make(ReferencePLASLS, 0.0, 0.0)
+    opt.units[0].flats = 7
     record = opt.step(given(NAN, 1.0, 1.0), never)
     assert (record.skipped, record.unit, opt.next_unit) == (True, 0, 0)
-    record = opt.step(given(1.0, 1.0, 1.0), script(NAN))
-    assert (record.skipped, record.unit, record.outcome) == (True, 0, "non_finite")
-    assert opt.etas == [0.5, 1.0] and [u.located for u in opt.units] == [False, True]
-    assert opt.next_unit == 0 and opt.search_due and record.step_size == 0.5
-    assert weights(opt) == [0.0, 0.0] and opt.t == [0, 0] and opt.skipped_steps == 2
+    assert opt.units[0].flats == 7 and opt.skipped_steps == 1
 
 
 @pytest.mark.parametrize("direction", ["sgd", "lamb"])
@@ -320,6 +360,22 @@ def test_trust_ratio_has_the_decay_in_its_norm():
     # u = 1 + 0.5 * 2 = 2, r = 2 / 2
     opt = lamb([2.0], gradients=([1.0],), groups=[{"weight_decay": 0.5}], init_step_size=0.1)
     assert opt.trust == [approx(1.0)] and weights(opt) == approx([2.0 - 0.1 * 2.0])
+
+
+@pytest.mark.parametrize(
+    "decay, trust_clip, trust, left",  # lr eta is 8, u is decay times w
+    [
+        (0.1, None, 10.0, 1 - 8.0),  # x = 0.8: as it is
+        (4.0, None, 0.25, 1 - 8 / 33),  # x = 32: 8 * 0.25 * 4 / 33
+        (0.25, 0.5, 0.5, 1 - 1 / 3),  # x = 2: 8 * 0.5 * 0.25 / 3
+        (0.25, 4.0, 4.0, 1 - 8 / 9),  # x = 8: 8 * 4 * 0.25 / 9
+        (0.03, 4.0, 4.0, 1 - 0.96),  # x = 0.96: as it is
+    ],
+)
+def test_decay_at_most_at_the_largest_trust_ratio(decay, trust_clip, trust, left):
+    groups = [{"lr": 0.5, "weight_decay": decay}]
+    opt = lamb([3.0], gradients=([0.0],), trust_clip=trust_clip, groups=groups, init_step_size=16.0)
+    assert opt.trust == [approx(trust)] and weights(opt) == approx([3.0 * left])
 
 
 def test_trust_ratio_of_a_zero_norm_is_one():
@@ -383,3 +439,37 @@ def test_reference_class():
         assert issubclass(reference_class(direction, "groups"), base)
     assert reference_class("adam", "groups") is ReferencePLASLS
     assert reference_class() is ReferenceSaLSa
+
+
+@pytest.mark.parametrize(
+    "direction, units, settings",
+    [
+        ("adam", "all", DEFAULTS),
+        ("adam", "all", PAPER),
+        ("adam", "all", SLS),
+        ("sgd", "all", SGD_SALSA),
+        ("lamb", "all", DEFAULTS),
+        ("adam", "groups", DEFAULTS),
+        ("sgd", "groups", SGD_SALSA),
+        ("lamb", "groups", SLS),
+    ],
+)
+def test_noisy_problem_brings_every_rule_into_play(direction, units, settings):
+    """What follows the reference along it meets every outcome, and a relocation after ten flat."""
+    from problems import GROUPS, NoisyProblem  # imports the product as well
+
+    problem = NoisyProblem(long_flat=10 if units == "all" else 30)
+    opt = reference_class(direction, units)(problem.start, GROUPS, **settings)
+    outcomes, relocating, relocated = set(), set(), 0
+    for step in range(60):
+        record = opt.step(problem.loss_and_grads(step), problem.loss_at(step))
+        outcomes.add(record.outcome)
+        if record.outcome == "accepted" and record.unit in relocating:
+            relocating.remove(record.unit)
+            relocated += len(record.trials) > 1
+        searched = opt if record.unit is None else opt.units[record.unit]
+        if record.outcome == "flat" and searched.flats == 10:
+            relocating.add(record.unit)
+    assert outcomes >= {"accepted", "flat", "exhausted"}
+    assert relocated == (1 if units == "all" else 3) and not relocating
+    assert max(np.abs(w).max() for w in opt.params) < 2.0

@@ -39,11 +39,13 @@ def test_dropout_masks_repeat_within_a_step_and_differ_between_steps():
     assert all(not torch.equal(a[0], b[0]) for a, b in itertools.pairwise(steps))
 
 
-def trained(steps, max_trials, **keywords):
+def trained(steps, trials, **keywords):
     """Streams and buffers after a run whose weights never move, whatever its trials."""
     net = make_net(dropout=0.5)
-    optimizer = FusedSaLSa(net.parameters(), module=net, max_trials=max_trials, **keywords)
-    optimizer.param_groups[0]["accepted_once"] = True
+    keywords |= {"betas": (0.9, 0.999, 0.0), "init_step_size": 1e-3}
+    optimizer = FusedSaLSa(net.parameters(), module=net, check_replay=False, **keywords)
+    for name in ("accepted_once", "located"):
+        optimizer.param_groups[0][name] = True
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
@@ -54,7 +56,8 @@ def trained(steps, max_trials, **keywords):
             nonlocal calls
             calls += 1
             noise = random.random() + np.random.rand()
-            return evaluate() + 0.0 * noise + (0.0 if calls == 1 else 1e3)
+            worse = {1: 0.0, 1 + trials: -1e3}.get(calls, 1e3)
+            return evaluate() + 0.0 * noise + worse
 
         with torch.no_grad():
             weights = [p.clone() for p in net.parameters()]
@@ -67,11 +70,10 @@ def trained(steps, max_trials, **keywords):
     return optimizer.metrics()["total_trials"], buffers, streams
 
 
-@pytest.mark.filterwarnings("ignore:the closure returned")
 def test_streams_and_buffers_do_not_depend_on_the_number_of_trials():
     none, buffers, streams = trained(50, 1, search_period=None)
-    few, few_buffers, few_streams = trained(50, 1)
-    many, many_buffers, many_streams = trained(50, 7)
+    few, few_buffers, few_streams = trained(50, 1, search_period=1)
+    many, many_buffers, many_streams = trained(50, 7, search_period=1)
     assert (none, few, many) == (0, 50, 350)
     assert streams == few_streams == many_streams
     assert all(map(torch.equal, buffers, few_buffers))
@@ -158,13 +160,13 @@ def test_check_replay_names_the_module_when_it_is_missing():
         FusedSaLSa(net.parameters(), module=net).step(net)
 
 
-def test_check_replay_is_one_evaluation_and_not_a_trial():
+def test_check_replay_is_two_evaluations_and_no_trial():
     net, calls = make_net(), []
     for check in (False, True):
         optimizer = FusedSaLSa(net.parameters(), module=net, check_replay=check)
         evaluate, before = make_closure(net), len(calls)
         optimizer.step(lambda evaluate=evaluate: (calls.append(0), evaluate())[1])
-        extra = 1 if check else 0
+        extra = 2 if check else 0  # at the same weights, and after a small step
         assert len(calls) - before == 1 + extra + optimizer.last_search.trials
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import NoisyProblem, follow
+from problems import NoisyProblem, follow, follow_each
 
 from salsa_fused import FusedSaLSa, settings
 from salsa_fused.kernels import Table
@@ -70,8 +70,10 @@ class PeriodCountedFromTheNextStep(LineSearch):
 
 
 class FlatKeepsTheGrowth(LineSearch):
-    def _end_flat(self, step_size):
-        super()._end_flat(self.step_size)
+    def _end_flat(self):
+        tried = self.step_size
+        super()._end_flat()
+        self._after = self._after._replace(step_size=tried)
 
 
 class FlatIsJudgedLikeAnyOther(LineSearch):
@@ -79,17 +81,79 @@ class FlatIsJudgedLikeAnyOther(LineSearch):
         return False
 
 
-class ExhaustedKeepsTheLastTrial(LineSearch):
+def exhausted(change):
+    """A search whose state after an exhausted one is changed: `change(search, after)`."""
+
     def _exhaust(self):
-        super()._exhaust()
-        self._after = self._after._replace(step_size=self.state.step_size * 0.7**10)
+        super(type(self), self)._exhaust()
+        if self.state.accepted_once:
+            self._after = self._after._replace(**change(self, self._after))
+
+    return _exhaust
 
 
-class ExhaustedLeavesANegativeDecrease(LineSearch):
+class ExhaustedTakesTheStep(LineSearch):
     def _exhaust(self):
-        decrease = self.decrease_at(self.trial_loss)
         super()._exhaust()
-        self._after = self._after._replace(smoothed_decrease=decrease)
+        self.skipped = not self.state.accepted_once
+
+
+class ExhaustedHalvesTheStepSize(LineSearch):
+    _exhaust = exhausted(lambda search, after: {"step_size": search.state.step_size / 2})
+
+
+class ExhaustedKeepsTheSmallestTried(LineSearch):
+    _exhaust = exhausted(lambda search, after: {"step_size": search.smallest_tried})
+
+
+class ExhaustedWithoutAFloor(LineSearch):
+    _exhaust = exhausted(
+        lambda search, after: {"step_size": search.smallest_tried * search.shrink_factor()}
+    )
+
+
+class ExhaustedSmoothesTheSlope(LineSearch):
+    _exhaust = exhausted(lambda search, after: {"smoothed_slope": search._smoothed_slope})
+
+
+class ExhaustedSmoothesTheDecrease(LineSearch):
+    _exhaust = exhausted(
+        lambda search, after: {"smoothed_decrease": 0.99 * search.state.smoothed_decrease}
+    )
+
+
+class ExhaustedShortensThePeriod(LineSearch):
+    _exhaust = exhausted(lambda search, after: {"period": 1})
+
+
+class ExhaustedWaitsForTheNextPeriod(LineSearch):
+    _exhaust = exhausted(lambda search, after: {"steps_since_search": 0})
+
+
+class TheFloorIsTheFirstAccepted(LineSearch):
+    def _accept(self, step_size, decrease, rejections):
+        super()._accept(step_size, decrease, rejections)
+        if self.state.accepted_once:
+            first = self.state.accepted_step_size
+            self._after = self._after._replace(accepted_step_size=first)
+
+
+class TenFlatSearchesDoNotLocate(LineSearch):
+    def _end_flat(self):
+        super()._end_flat()
+        self._after = self._after._replace(flat_searches=0)
+
+
+class ElevenFlatSearchesLocate(LineSearch):
+    @property
+    def locating(self):
+        return not self.state.located or self.state.flat_searches > 10
+
+
+class FlatSearchesCountAcrossAccepted(LineSearch):
+    def _accept(self, step_size, decrease, rejections):
+        super()._accept(step_size, decrease, rejections)
+        self._after = self._after._replace(flat_searches=self.state.flat_searches)
 
 
 class ExhaustedDoesNotLocateAgain(LineSearch):
@@ -197,7 +261,7 @@ BROKEN_TABLES = [cls for cls in Table.__subclasses__() if cls.__module__ == __na
 
 
 class NoReplay(FusedSaLSa):
-    def _replay(self, closure, loss):
+    def _replay(self, closure, loss, searching):
         return None
 
 
@@ -243,8 +307,9 @@ def test_the_real_ones_follow(unbroken):
     ids=lambda cls: cls.__name__,
 )
 def test_a_broken_rule_is_noticed(broken):
+    problems = [NoisyProblem(long_flat=n) for n in (0, 10)]  # flat steps hide the warm start
     with pytest.raises(AssertionError, match=r"^step "):
-        follow(NoisyProblem(), broken, steps=STEPS)
+        follow_each(problems, broken, steps=STEPS)
 
 
 class SlowMeanAsFastAsTheOther(LineSearch):

@@ -218,8 +218,10 @@ def test_the_direction_of_a_checkpoint_wins():
     adam_net, adam = build(direction="adam")
     train(adam_net, adam, 0, 5)
     saved, adams = copy.deepcopy((optimizer.state_dict(), adam.state_dict()))
-    adam.load_state_dict(saved)
-    optimizer.load_state_dict(adams)
+    with pytest.warns(UserWarning, match="replaces settings"):
+        adam.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="replaces settings"):
+        optimizer.load_state_dict(adams)
     assert adam.param_groups[0]["direction"] == "sgd" and not adam.state
     assert optimizer.param_groups[0]["direction"] == "adam" and len(optimizer.state) == 4
     train(adam_net, adam, 5, 15)

@@ -47,7 +47,8 @@ def test_a_loaded_run_continues_bit_for_bit(dtype, at):
     advance(net, optimizer, at, 40)
     other_net, other = build(seed=99, dtype=dtype, norm=False, c=0.123, lr=0.5)
     other_net.load_state_dict(saved_net)
-    other.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="replaces settings"):
+        other.load_state_dict(saved)
     assert other.param_groups[0]["c"] == 0.5  # a loaded dictionary wins, as in torch
     advance(other_net, other, at, 40)
     assert_same(everything(net, optimizer), everything(other_net, other))
@@ -389,5 +390,6 @@ def test_what_was_saved_before_the_family_can_be_loaded():
     pickled.__setstate__(pickled.__getstate__())
     assert pickled.search_due and pickled.param_groups[0]["units"] == "all"
     _, other = build(units="groups", direction="lamb")
-    other.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="replaces settings"):
+        other.load_state_dict(saved)
     assert [other.param_groups[0][name] for name in NEW] == ["adam", "all", 1.0, 0]

@@ -108,6 +108,22 @@ def test_a_compiled_training_step():
     assert_same(*runs)
 
 
+def test_an_optimizer_that_a_compiled_function_makes():
+    """torch.compile keeps those attributes only that are set after Optimizer's own __init__."""
+    net = make_net()
+
+    def make():
+        return FusedSaLSa(net.parameters(), module=net, check_finite=True, backend="reference")
+
+    plain = make()  # the first one of a class is made another way
+    torch._dynamo.reset()
+    optimizer = torch.compile(make, backend="eager")()
+    assert optimizer.__dict__.keys() == plain.__dict__.keys()
+    assert optimizer.module is net and optimizer.check_finite
+    optimizer.step(make_closure(net))
+    assert {launch.backend.name for launch in optimizer._table.launches} == {"reference"}
+
+
 @pytest.mark.parametrize(
     "parametrize",
     [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal],

@@ -42,7 +42,7 @@ DELETED = (
 )
 
 # what a class has from C and nobody can delete: using it raises AttributeError
-HIDDEN = ("torch.Tensor._cdata", "torch.UntypedStorage._cdata")
+HIDDEN = ("torch.Tensor._version", "torch.Tensor._cdata", "torch.UntypedStorage._cdata")
 
 # in torch.optim.optimizer, which goes on to use them
 RENAMED = (

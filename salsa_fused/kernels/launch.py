@@ -18,10 +18,9 @@ from torch import Tensor
 
 from .chunks import Chunks, cut
 from .interface import AdamClass, Backend, Direction
-from .layout import is_dense, moment_like, readable_gradient
+from .layout import has_memory, is_dense, moment_like, readable_gradient
+from .saved import NO_ROOM, Room, room_for
 from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
-
-SAVED_ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
 # where the int64 fields of `Row` in csrc/adam.h stand
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
@@ -65,7 +64,6 @@ class Launch:
     # one entry a row
     weights: list[Tensor] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)  # indices of the parameter groups
-    saved_at: list[int] = field(default_factory=list)  # places in the saved weights, in elements
     gradients: list[Tensor | None] = field(default_factory=list)  # held during a step only
     exp_avgs: list[Tensor | None] = field(default_factory=list)  # None until there is a gradient
     exp_avg_sqs: list[Tensor | None] = field(default_factory=list)
@@ -76,6 +74,7 @@ class Launch:
     addresses: array[int] = field(default_factory=_empty)  # of the weights, as the rows have them
     shapes: list[torch.Size] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # elements
+    elements: int = 0  # of all rows
     contiguous: list[bool] = field(default_factory=list)
     gradient_addresses: array[int] = field(default_factory=_empty)
     exp_avg_addresses: array[int] = field(default_factory=_empty)
@@ -103,8 +102,10 @@ class Launch:
     cut_for: int = -1  # the `rows_version` that `chunks` was made for
     aligned: list[bool] | None = None  # the rows that `chunks` cuts into vectors
     device_copy: Any = None  # what a backend keeps of this table on its device
-    saved_size: int = 0  # elements
     saved: Tensor | None = None  # the weights before the search, flat; only while one runs
+    aside: Tensor | None = None  # the same, while those are made ready that it does not hold
+    room: Room = NO_ROOM  # which rows it holds, and where
+    rooms: dict[int | None, Room] = field(default_factory=dict)  # of each unit
     ratios: Tensor | None = None  # LAMB's, one for each row; only during a step
     skip: Tensor | None = None  # one fp32 on the device: not 0, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
@@ -118,7 +119,6 @@ class Launch:
             raise RuntimeError(NO_MEMORY.format(label))
         self.weights.append(weight)
         self.groups.append(group)
-        self.saved_at.append(self.saved_size)
         self.gradients.append(None)
         self.exp_avgs.append(None)
         self.exp_avg_sqs.append(None)
@@ -128,18 +128,18 @@ class Launch:
         self.shapes.append(weight.shape)
         self.contiguous.append(weight.is_contiguous())
         self.sizes.append(size)
+        self.elements += size
         self.strides.append(weight.stride())
         self.dense.append(is_dense(weight))
-        self.raw_rows.extend([address, 0, 0, 0, self.saved_size, 0])
-        self.saved_size += -(-size // SAVED_ALIGNMENT) * SAVED_ALIGNMENT
+        self.raw_rows.extend([address, 0, 0, 0, 0, 0])
 
     def cut(self, aligned: list[bool]) -> None:
         """Cut the rows into chunks; ``aligned`` says which of them vectors may be read of."""
-        self.aligned = aligned
         length = self.backend.vector_bytes // self.dtype.itemsize
         self.parts = {ALL: cut(self.sizes, aligned, length, self.backend.chunk_size)}
         self.chunks_version += 1
         self.select(self.unit, others=self.others)
+        self.aligned = aligned  # last: what is half made is made again
 
     def select(self, unit: int | None, *, others: bool = False) -> None:
         """Let kernels go over the rows of one group only, of all others, or (None) over all."""
@@ -159,14 +159,10 @@ class Launch:
 
         ``same_entries``: the state's entries are the objects that they were at the step before.
         """
-        weights = self.weights
-        found = self.weight_layouts.addresses(weights)
-        if found is None and self._fit(weights):
-            found = addresses(weights)
-        if found != self.addresses or not self._take_gradients():
+        if not self._take_weights() or not self._take_gradients():
             return False
-        if not same_entries or len(self.entries) != len(weights):
-            self.entries = [state.get(weight) for weight in weights]
+        if not same_entries or len(self.entries) != len(self.weights):
+            self.entries = [state.get(weight) for weight in self.weights]
         self._take_moments()
         self._classify()
         if self.cut_for != self.rows_version:
@@ -182,35 +178,49 @@ class Launch:
         """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
-            RuntimeError: they have another shape, dtype or memory order.
+            RuntimeError: they have another shape, dtype, device or memory order.
         """
-        found = addresses(self.weights)
-        if found == self.addresses:
-            return False
-        self._expect_memory(found, self.weights, "{}")
-        if not self._fit(self.weights):
+        version = self.rows_version
+        if not self._take_weights():
             raise RuntimeError(
-                "the closure replaced a weight by one of another shape, dtype or memory order "
-                "between the first evaluation and a trial"
+                "the closure replaced a weight by one of another shape, dtype, device or memory "
+                "order between the first evaluation and a trial"
             )
-        self.addresses = found
-        self._set_column(WEIGHT, found)
-        self.lines = None
+        if self.rows_version == version:
+            return False
         self._cut_anew()
+        return True
+
+    def _take_weights(self) -> bool:
+        """Take up where the weights lie; false where the rows fit them no longer.
+
+        ``lines`` stay: of a moved weight they lack the new storage, and are only hints.
+        """
+        found = self.weight_layouts.addresses(self.weights)
+        if found is None:
+            if not self._fit(self.weights):
+                return False
+            found = addresses(self.weights)
+        if found != self.addresses:
+            self._expect_memory(found, self.weights, "{}")
+            self._set_column(WEIGHT, found)
+            self.addresses = found
         return True
 
     def _cut_anew(self) -> None:
         """Cut the rows where what can be read in vectors has changed."""
-        self.cut_for = self.rows_version
         aligned = self._find_aligned()
         if aligned != self.aligned:
             self.cut(aligned)
+        self.cut_for = self.rows_version
 
     def _fit(self, weights: list[Tensor]) -> bool:
-        """Whether the weights have shapes, dtype and strides as the rows were built."""
+        """Whether the weights have shapes, dtype, device and strides as the rows were built."""
         fit = (
             [weight.shape for weight in weights] == self.shapes
             and _all_are(self.dtype, [weight.dtype for weight in weights])
+            and _all_are(self.device, [weight.device for weight in weights])
+            and _all_are(torch.strided, [weight.layout for weight in weights])
             and self._laid_out(weights)
         )
         if fit:
@@ -244,8 +254,8 @@ class Launch:
         self.gradients = gradients
         if found != self.gradient_addresses:
             self._expect_memory(found, gradients, "the gradient of {}")
-            self.gradient_addresses = found
             self._set_column(GRADIENT, found)
+            self.gradient_addresses = found
         return True
 
     def _readable_as_they_lie(self, gradients: list[Tensor | None]) -> bool:
@@ -374,13 +384,13 @@ class Launch:
             index = {key: position for position, key in enumerate(self.class_keys)}
             klass = [index[key] for key in keys]
         if klass != self.klass:
-            self.klass = klass
             self._set_column(CLASS, array("q", klass))
+            self.klass = klass
 
     def _set_column(self, which: int, column: array[int]) -> None:
         if column != self.raw_rows[which::ROW_FIELDS]:
-            self.raw_rows[which::ROW_FIELDS] = column
             self.rows_version += 1
+            self.raw_rows[which::ROW_FIELDS] = column
 
     def _find_aligned(self) -> list[bool]:
         """The rows whose tensors all begin where a vector may begin."""
@@ -411,12 +421,17 @@ class Launch:
         for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries)):
             if gradient is None:
                 continue
-            if not self.settled:
-                entry = state.setdefault(self.weights[row], {})
-                entry["step"] = 0  # the first key of it
-                entry["exp_avg"], entry["exp_avg_sq"] = self.exp_avgs[row], self.exp_avg_sqs[row]
-            assert entry is not None
-            entry["step"] = counts[row]
+            if self.settled:
+                assert entry is not None
+                entry["step"] = counts[row]
+            else:
+                moments = {"exp_avg": self.exp_avgs[row], "exp_avg_sq": self.exp_avg_sqs[row]}
+                _enter(state.setdefault(self.weights[row], {}), {"step": counts[row], **moments})
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any row has one in this step."""
+        return self.missing is None or not all(self.missing)
 
     @property
     def raw_classes(self) -> array[float]:
@@ -442,42 +457,85 @@ class Launch:
         step = self.backend.sgd_step if self.direction == "sgd" else self.backend.adam_step
         writes = [] if made else [step(self)]
         if self.unit is not None:
-            saved, self.saved = self.saved, None
+            self.aside = self.saved
+            self.saved = None
             self.select(self.unit, others=True)
             try:
                 if self.chunks.count:
                     writes.append(step(self))
             finally:
-                self.saved = saved
+                self.saved = self.aside
                 self.select(self.unit)
         return writes
 
     # -- the saved weights --------------------------------------------------------------------
 
+    def make_room(self) -> None:
+        """Take memory for the weights that a search moves: none without a gradient in this step."""
+        room = self.rooms.get(self.unit)
+        if room is None or room.missing != self.missing:
+            rows = [row for row, gradient in enumerate(self.gradients) if gradient is not None]
+            if self.unit is not None:
+                rows = [row for row in rows if self.is_selected(row)]
+            room = self.rooms[self.unit] = room_for(rows, self.sizes, self.missing)
+        self._set_column(SAVED_AT, room.starts)
+        self.cut_for = self.rows_version  # the chunks are the same wherever these places are
+        self.room = room
+        self.saved = torch.empty(room.size, dtype=self.dtype, device=self.device)
+
     def saved_view(self, row: int) -> Tensor:
         """The saved weights of a row, shaped like it (in its memory order where it is dense)."""
         assert self.saved is not None
-        shape, start = self.shapes[row], self.saved_at[row]
+        shape, start = self.shapes[row], self.room.starts[row]
         if self.dense[row]:
             return self.saved.as_strided(shape, self.strides[row], start)
         return self.saved[start : start + self.sizes[row]].view(shape)
 
-    def restore(self) -> None:
-        """Put the saved weights back."""
-        for row, gradient in enumerate(self.gradients):
-            if gradient is not None and self.is_selected(row):
-                self.weights[row].copy_(self.saved_view(row))
+    def restore(self) -> list[str]:
+        """Put the saved weights back; what those are called that could not be."""
+        self.saved = self.aside if self.saved is None else self.saved
+        lost = [self.labels[row] for row in self.room.rows if not self._put_back(row)]
         self.moved = False
+        return lost
+
+    def _put_back(self, row: int) -> bool:
+        """Whether the weight is what it was: user code may have done anything to it.
+
+        torch's errors alone are caught: another one is a signal's, and asks for another call.
+        """
+        weight = self.weights[row]
+        try:
+            fits = (
+                weight.layout == torch.strided
+                and weight.shape == self.shapes[row]
+                and weight.dtype == self.dtype
+                and weight.device == self.device
+                and has_memory(weight)
+            )
+            if fits:
+                weight.copy_(self.saved_view(row))
+        except RuntimeError:
+            return False
+        return fits
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
-        self.saved = self.skip = self.ratios = None
+        self.saved = self.aside = self.skip = self.ratios = None
         if self.unit is not None:
             self.select(None)
         self.gradients = [None] * len(self.weights)
         for row in self.new_moments:
             self.exp_avgs[row] = self.exp_avg_sqs[row] = None
         self.new_moments.clear()
+
+
+def _enter(entry: MutableMapping[str, Any], values: dict[str, Any]) -> None:
+    """Enter these into an entry of the state: all at once, where nobody wants to see each."""
+    if type(entry) is dict:
+        entry.update(values)
+        return
+    for name, value in values.items():
+        entry[name] = value
 
 
 def _all_are(wanted: Any, values: list[Any]) -> bool:

@@ -44,6 +44,14 @@ def overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether its storage holds all its elements: it may have been freed, or cut short."""
+    reach = tensor.storage_offset() + 1
+    reach += sum(stride * (size - 1) for stride, size in _extents(tensor))
+    held = tensor.untyped_storage().nbytes()
+    return tensor.data_ptr() != 0 and reach * tensor.element_size() <= held
+
+
 def same_layout(tensor: Tensor, other: Tensor) -> bool:
     """Whether equal positions in memory hold equal indices."""
     return tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
@@ -126,6 +134,7 @@ def parameter_label(group: Mapping[str, Any], index: int) -> str:
     parameter = group["params"][index]
     names = group.get("param_names")
     name = f"{names[index]!r}" if names else f"{index} of its group"
-    if is_lazy(parameter):
+    try:
+        return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
+    except RuntimeError:  # one that has no shape: lazy, nested
         return f"parameter {name}"
-    return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"

@@ -82,7 +82,7 @@ def _ready(
         classes.buffer_info()[0],
         0 if launch.saved is None else launch.saved.data_ptr(),
         FAST_DTYPES.index(launch.dtype),
-        launch.saved_size * BYTES_A_PARAMETER > _last_level_cache(),
+        launch.elements * BYTES_A_PARAMETER > _last_level_cache(),
         torch.get_num_threads(),
         DIRECTIONS.index(launch.direction),
         0 if launch.ratios is None else launch.ratios.data_ptr(),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,9 +22,17 @@ from .choice import choose_backend
 from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
+from .parameters import check_no_shared_memory, check_parameter, takes_part
+from .scalars import CLASSES, LARGE_DECAY, largest_ratio, warn_of_decay, with_bounded_decay
 from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
+
+LOST = (
+    "{}: the weights before the search could not be put back, for while trials ran the closure "
+    "freed this memory, or replaced it by another shape, dtype or device; all others were. Load "
+    "what was lost from a checkpoint, and leave parameters in place inside the closure"
+)
 
 
 class Table:
@@ -30,7 +40,8 @@ class Table:
 
     The order of calls in a step: :meth:`refresh`; in a search :meth:`first_trial`, then
     :meth:`next_trial` as often as needed; :meth:`final_write` and :meth:`commit`, or
-    :meth:`restore`; :meth:`release` last, on every path.
+    :meth:`restore`; :meth:`release` last, on every path.  After an exception at any other place
+    :meth:`forget`, too.
     """
 
     def __init__(self, forced: Backend | None = None) -> None:
@@ -39,7 +50,9 @@ class Table:
         self._direction: Direction = "adam"  # of all groups
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
-        self._empty: list[Tensor] = []
+        self._empty: list[Tensor] = []  # of zero size
+        self._frozen: list[Tensor] = []  # and without a gradient: they may be anything
+        self._warned_of_decay = False
         # keys and values of the state, as launches have them
         self._entries: list[Any] | None = None
 
@@ -48,14 +61,13 @@ class Table:
 
         Raises:
             RuntimeError: a gradient that no kernel can read (sparse, complex, on another device).
+            TypeError, ValueError: a parameter with its first gradient that no kernel can train.
         """
         if not self._take_up(groups, state):
             self._build(groups)
             if not self._take_up(groups, state):
                 raise RuntimeError("the parameters changed while the optimizer looked at them")
-        return any(
-            gradient is not None for launch in self.launches for gradient in launch.gradients
-        )
+        return True in [launch.has_gradients for launch in self.launches]
 
     def first_trial(
         self, groups: Groups, step_size: float, unit: int | None = None
@@ -70,7 +82,7 @@ class Table:
         moving = [launch for launch in self.launches if unit is None or unit in launch.groups]
         for launch in moving:
             launch.select(unit)
-            launch.saved = torch.empty(launch.saved_size, dtype=launch.dtype, device=launch.device)
+            launch.make_room()
         return [launch.backend.first_trial(launch) for launch in moving]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
@@ -92,10 +104,11 @@ class Table:
         ``skip``: one fp32 number on a device, for what the host does not know yet; not 0, and
         nothing is written.
         """
-        searched = any(launch.moved for launch in self.launches)
+        searched = True in [launch.moved for launch in self.launches]
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
-        self._trust(groups)
+        self._trust(groups)  # with the decay as it was asked for
+        self._bound_decay(groups, step_size)
         made = [False] * len(self.launches)
         if searched and not self._follow():
             made = list(map(_stands_at_the_step, self.launches, tried))
@@ -141,11 +154,22 @@ class Table:
                 state[weight] = {"step": t + 1, **moments}
 
     def restore(self) -> None:
-        """Put the saved weights back."""
-        for launch in self.launches:
-            if launch.moved:
-                launch.restore()
+        """Put the saved weights back, all that can be; nothing where they are back already.
+
+        Raises:
+            RuntimeError: user code freed or replaced weights during the search; all others are
+                back then.
+        """
+        with torch.no_grad():
+            lost = [name for launch in self.launches if launch.moved for name in launch.restore()]
         forget_cached_weights()
+        if lost:
+            raise RuntimeError(LOST.format(", ".join(lost)))
+
+    def forget(self) -> None:
+        """Build everything anew at the next step: an exception may have left it half made."""
+        self.launches, self._parameters, self._group_sizes = [], [], []
+        self._empty, self._frozen, self._entries = [], [], None
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps."""
@@ -170,21 +194,35 @@ class Table:
             and list(map(len, parameters)) == self._group_sizes
             and same_objects(parameters, self._parameters)
             and not any(weight.numel() for weight in self._empty)
+            and (not self._frozen or self._all_stay_frozen())
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
         if fits:
             self._entries = known if same else [*state, *state.values()]
         return fits
 
+    def _all_stay_frozen(self) -> bool:
+        return all(map(is_, [weight.grad for weight in self._frozen], repeat(None)))
+
     def _build(self, groups: Groups) -> None:
-        """Rows, chunks and launches anew; zero-size tensors never enter."""
+        """Rows, chunks and launches anew; frozen and zero-size tensors have none."""
         direction = groups[0]["direction"]
         launches: dict[tuple[Any, ...], Launch] = {}
+        empty, frozen = [], []
+        of_launches = [weight for launch in self.launches for weight in launch.weights]
+        known = set(map(id, (*of_launches, *self._empty)))
+        newcomers = False  # what shares memory was refused before, but for these
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
-                if weight.numel() == 0:
+                if not takes_part(weight):
+                    frozen.append(weight)
                     continue
                 label = parameter_label(group, position)
+                check_parameter(weight, label)
+                newcomers = newcomers or id(weight) not in known
+                if weight.numel() == 0:
+                    empty.append(weight)
+                    continue
                 if weight.grad is not None:  # torch checks the shape only when it is assigned
                     readable_gradient(weight.grad, weight, label)
                 gradient_dtype = (weight if weight.grad is None else weight.grad).dtype
@@ -195,11 +233,12 @@ class Table:
                         backend, weight.device, weight.dtype, gradient_dtype, direction
                     )
                 launches[key].add(weight, index, label)
-        self.launches = list(launches.values())
+        if newcomers:
+            check_no_shared_memory(groups)
+        self.launches, self._empty, self._frozen = list(launches.values()), empty, frozen
         self._direction = direction
         self._parameters = parameters_of(groups)
         self._group_sizes = [len(group["params"]) for group in groups]
-        self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
 
     def _set_classes(self, groups: Groups, step_size: float | list[float], *, trial: bool) -> None:
         """The scalars for a trial or for the final write, in float64.
@@ -216,7 +255,22 @@ class Table:
             for index, t in launch.class_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 step = sizes[index] * (relative if trial else factors[index])
-                launch.classes.append(class_of(groups[index], t, step, relative, trial))
+                launch.classes.append(class_of(index, groups[index], t, step, relative, trial))
+
+    def _bound_decay(self, groups: Groups, step_size: float | list[float]) -> None:
+        """See to it that the final write turns no weight's sign by decay, and warn beforehand."""
+        ratio = largest_ratio(groups[0]) if self._direction == "lamb" else 1.0
+        for launch in self.launches:
+            for k, made in enumerate(launch.classes):
+                part = made.step * made.weight_decay * ratio  # that is taken of a weight
+                if not part >= LARGE_DECAY:
+                    continue
+                if not self._warned_of_decay:
+                    self._warned_of_decay = True
+                    index, _ = launch.class_keys[k]
+                    size = step_size[index] if isinstance(step_size, list) else step_size
+                    warn_of_decay(groups, index, size, part, ratio)
+                launch.classes[k] = with_bounded_decay(made, part)
 
 
 def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -227,39 +281,6 @@ def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
 def parameters_of(groups: Groups) -> list[Tensor]:
     """All parameters, in the order of their groups."""
     return [parameter for group in groups for parameter in group["params"]]
-
-
-def _adam_class(
-    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
-) -> AdamClass:
-    beta1, beta2 = group["betas"]
-    # to maximize is to change the gradient's sign: exact where it is done in the scalars
-    sign = -1.0 if group["maximize"] else 1.0
-    return AdamClass(
-        beta1=beta1,
-        one_minus_beta1=sign * (1.0 - beta1),
-        beta2=beta2,
-        one_minus_beta2=1.0 - beta2,
-        inv_bias1=1.0 / (1.0 - beta1**t),
-        inv_root_bias2=1.0 / math.sqrt(1.0 - beta2**t),
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        step=sign * step if trial else step,
-        slope_scale=slope_scale,
-    )
-
-
-def _sgd_class(
-    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
-) -> AdamClass:
-    """For ``w - step (g + decay w)``: that of the trials, too, where the decay is 0."""
-    sign = -1.0 if group["maximize"] else 1.0
-    decay = 0.0 if trial else sign * group["weight_decay"]
-    return NO_CLASS._replace(step=sign * step, weight_decay=decay, slope_scale=slope_scale)
-
-
-NO_CLASS = AdamClass(*[0.0] * len(AdamClass._fields))
-CLASSES = {"adam": _adam_class, "sgd": _sgd_class, "lamb": _adam_class}
 
 
 def _stands_at_the_step(launch: Launch, tried: list[AdamClass]) -> bool:

@@ -20,24 +20,26 @@ class ReferenceLAMB(ReferenceSaLSa):
     def __init__(self, *args: Any, trust_clip: float | None = 1.0, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.trust_clip = math.inf if trust_clip is None else trust_clip
+        self.largest_ratio = 1.0 if trust_clip is None else max(1.0, trust_clip)
         self.trust: list[float | None] = [None] * len(self.params)
 
     def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
         """Momentum-free and without decay, but r is that of the final u."""
         m, v = self._moments(i, gi, group["betas"])
-        beta1, beta2 = group["betas"]
-        m_hat = m / (1 - beta1 ** (self.t[i] + 1))
-        v_hat = v / (1 - beta2 ** (self.t[i] + 1))
-        denominator = np.sqrt(v_hat) + group["eps"]
-        u = m_hat / denominator + group["weight_decay"] * self.params[i]
-        return self._trust_ratio(self.params[i], u) * gi / denominator
+        t = self.t[i] + 1
+        m_hat = m / (1 - group["betas"][0] ** t)
+        r = self._trust_ratio(i, self._preconditioned(m_hat, v, t, group), group)
+        return r * self._preconditioned(gi, v, t, group)
 
-    def _bracket(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
-        u = super()._bracket(i, gi, group)
-        r = self.trust[i] = self._trust_ratio(self.params[i], u)
-        return r * u
+    def _bracket(self, i: int, gi: Array, group: dict[str, Any], decay: float) -> Array:
+        """The ratio is that of lambda, also where the decay written is less."""
+        update = self._update(i, gi, group)
+        r = self.trust[i] = self._trust_ratio(i, update, group)
+        return r * (update + decay * self.params[i])
 
-    def _trust_ratio(self, w: Array, u: Array) -> float:
+    def _trust_ratio(self, i: int, update: Array, group: dict[str, Any]) -> float:
+        w = self.params[i]
+        u = update + group["weight_decay"] * w
         norm_w, norm_u = math.sqrt(np.sum(w * w)), math.sqrt(np.sum(u * u))
         if norm_w == 0 or norm_u == 0:
             return 1.0

@@ -41,7 +41,12 @@ GROUP = {"lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "betas": (0.9, 0.999)}
 
 FIRST_STEPS = 10  # all of these search
 FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
-MAX_DOUBLINGS = 30
+MAX_DOUBLINGS = 60
+MAX_FLAT = 10  # flat searches in a row; then the next one locates
+MAX_GROWTH = 60  # between two searches, in doublings
+MAX_FIRST_TRIAL = 1e38
+MIN_KEPT = 1e-12  # of the last accepted step size, after exhausted searches
+MIN_EPS = 2.0**-126
 
 
 class Trial(NamedTuple):
@@ -96,11 +101,13 @@ class ReferenceSaLSa:
         self.search_period = search_period
         self.L_min, self.L_max = search_period or (1, 1)
 
+        self.largest_ratio = 1.0  # what a direction may scale the decay with (`lamb.py`)
         self.m = [np.zeros_like(w) for w in self.params]
         self.v = [np.zeros_like(w) for w in self.params]
         self.t = [0 for _ in self.params]
 
         self.eta = init_step_size
+        self.eta_accepted = init_step_size  # the last accepted one
         self.h = 0.0
         self.s = 0.0
         self.L = self.L_min
@@ -108,6 +115,7 @@ class ReferenceSaLSa:
         self.E_slow = 1e-8  # a = 0.99
         self.accepted_once = False
         self.located = False  # False again after an exhausted search
+        self.flats = 0  # searches in a row that ended flat, those of slope 0 not counted
         self.steps = 0
         self.since_search = 0  # steps taken since the last search, the present one not counted
         self.skipped_steps = 0
@@ -170,20 +178,32 @@ class ReferenceSaLSa:
         v = beta2 * self.v[i] + (1 - beta2) * gi * gi
         return m, v
 
+    @staticmethod
+    def _preconditioned(x: Array, v: Array, t: int, group: dict[str, Any]) -> Array:
+        """Adam's denominator under x, a gradient or m_hat."""
+        v_hat = v / (1 - group["betas"][1] ** t)
+        return x / (np.sqrt(v_hat) + max(group["eps"], MIN_EPS))
+
     def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
         """(3): -d of one tensor, beta1 = 0, with v_hat as it will be after this step."""
         _, v = self._moments(i, gi, group["betas"])
-        v_hat = v / (1 - group["betas"][1] ** (self.t[i] + 1))
-        return gi / (np.sqrt(v_hat) + group["eps"])
+        return self._preconditioned(gi, v, self.t[i] + 1, group)
 
-    def _bracket(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
-        """(2) and the decay of one tensor: what the final write subtracts; m, v, t change."""
-        beta1, beta2 = group["betas"]
+    def _update(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
+        """(2): -d of one tensor in the final write, without the decay; m, v, t change."""
         self.t[i] += 1
         self.m[i], self.v[i] = self._moments(i, gi, group["betas"])
-        m_hat = self.m[i] / (1 - beta1 ** self.t[i])
-        v_hat = self.v[i] / (1 - beta2 ** self.t[i])
-        return m_hat / (np.sqrt(v_hat) + group["eps"]) + group["weight_decay"] * self.params[i]
+        m_hat = self.m[i] / (1 - group["betas"][0] ** self.t[i])
+        return self._preconditioned(m_hat, self.v[i], self.t[i], group)
+
+    def _bracket(self, i: int, gi: Array, group: dict[str, Any], decay: float) -> Array:
+        """What the final write subtracts, for a step size of 1."""
+        return self._update(i, gi, group) + decay * self.params[i]
+
+    def _decay(self, group: dict[str, Any], eta: float) -> float:
+        """Lambda; where x = lr eta lambda >= 1 so much less that w loses x / (1 + x): no flip."""
+        x = group["lr"] * eta * group["weight_decay"] * self.largest_ratio
+        return group["weight_decay"] / (1 + x if x >= 1 else 1)
 
     def _direction(self, g: list[Array | None]) -> tuple[list[Array | None], float]:
         """What is tried, and its slope; lr relative to the largest."""
@@ -204,12 +224,14 @@ class ReferenceSaLSa:
     def _final_write(self, g: list[Array | None]) -> None:
         """With the step size found; the only place where w, m, v and t change."""
         for k, group in enumerate(self.groups):
+            eta = self._eta_of(k)
+            decay = self._decay(group, eta)
             for i in group["params"]:
                 gi = g[i]
                 if gi is None:
                     continue
-                bracket = self._bracket(i, gi, group)
-                self.params[i] = self.params[i] - group["lr"] * self._eta_of(k) * bracket
+                bracket = self._bracket(i, gi, group, decay)
+                self.params[i] = self.params[i] - group["lr"] * eta * bracket
 
     def _eta_of(self, k: int) -> float:
         """The step size of group k."""
@@ -246,31 +268,43 @@ class ReferenceSaLSa:
                 return "flat"
             return "accepted" if trial.lhs >= trial.rhs else "rejected"
 
-        exponent = 1 if self.growth_per == "search" else self.since_search + 1
-        eta = self.eta * self.growth**exponent
+        locating = self.locating
+        shrink = min(self.backtrack, 0.5) if locating else self.backtrack
+        eta = self._first_trial()
         verdict = attempt(eta)
-        if not self.located and verdict != "rejected":
+        if locating and verdict != "rejected":
             verdict = self._double(record, verdict, attempt, s1)
             if record.outcome is not None:
                 return
             eta = record.trials[-1].eta  # flat, then rejected: back-track from there
 
-        shrink = self.backtrack if self.located else min(self.backtrack, 0.5)
         limit = self.max_trials if self.accepted_once else FIRST_REJECTIONS
         rejections = 0
         while verdict == "rejected":
             rejections += 1
             if rejections >= limit:
-                self._exhausted(record, s1)
+                self._exhausted(record, shrink)
                 return
             eta *= shrink
             verdict = attempt(eta)
         if verdict == "accepted":
             self._accepted(record, record.trials[-1], s1, rejections)
         else:
-            record.outcome = "flat"
-            if rejections > 0:  # at the first trial: eta without the growth
-                self.eta = eta
+            self._flat(record)
+            self.eta = min(self.eta, eta)  # never a larger one, which nothing has tested
+
+    @property
+    def locating(self) -> bool:
+        return not self.located or self.flats == MAX_FLAT
+
+    def _first_trial(self) -> float:
+        """The step size with its growth; when locating again, at most what one rejection takes."""
+        exponent = 1 if self.growth_per == "search" else self.since_search + 1
+        too_much = exponent * math.log2(self.growth) > MAX_GROWTH
+        growth = 2.0**MAX_GROWTH if too_much else self.growth**exponent
+        if self.accepted_once and self.locating:
+            growth = min(growth, 1 / self.backtrack)
+        return min(self.eta * growth, MAX_FIRST_TRIAL)
 
     def _double(
         self, record: Record, verdict: str, attempt: Callable[[float], str], s1: float
@@ -285,40 +319,40 @@ class ReferenceSaLSa:
         if last_accepted is not None:
             self._accepted(record, last_accepted, s1, rejections=1)
         elif verdict == "flat":
-            record.outcome = "flat"
+            self._flat(record)
         return verdict
 
     def _accepted(self, record: Record, trial: Trial, s1: float, rejections: int) -> None:
         record.outcome = "accepted"
         record.trial_loss = trial.f1
-        self.eta, self.h, self.s = trial.eta, trial.lhs, s1
+        self.eta = self.eta_accepted = trial.eta
+        self.h, self.s = trial.lhs, s1
         self.accepted_once = self.located = True
+        self.flats = 0
         self._update_period(rejections)
 
-    def _exhausted(self, record: Record, s1: float) -> None:
-        finite = [trial.f1 for trial in record.trials if math.isfinite(trial.f1)]
-        record.outcome = "exhausted" if finite else "non_finite"
-        if not self.accepted_once:
-            record.skipped = True
-            if not self.warned:
-                self.warned = True
-                smallest = record.trials[-1].eta
-                warnings.warn(
-                    f"no step down to the size {smallest:.1e} lowered the loss: "
-                    "is the closure a function of the weights alone?",
-                    stacklevel=4,
-                )
-            return
-        self.eta /= 2
-        self.located = False
-        if not finite:
-            record.skipped = True
-            return
-        # max: with a negative h no step would ever be accepted again
-        decrease = max(record.loss - finite[-1], 0.0)
-        self.h = self.beta3 * self.h + (1 - self.beta3) * decrease
-        self.s = s1
-        self.L = self.L_min
+    def _flat(self, record: Record) -> None:
+        """After the tenth in a row locate, so that a step size too small to be felt cannot stay."""
+        record.outcome = "flat"
+        self.flats = 1 if self.flats == MAX_FLAT else self.flats + 1
+
+    def _exhausted(self, record: Record, shrink: float) -> None:
+        """No step that was rejected is ever taken."""
+        any_finite = any(math.isfinite(trial.f1) for trial in record.trials)
+        record.outcome = "exhausted" if any_finite else "non_finite"
+        record.skipped = True
+        self.flats = 0
+        smallest = min(trial.eta for trial in record.trials)
+        if self.accepted_once:
+            self.eta = max(smallest * shrink, MIN_KEPT * self.eta_accepted)
+            self.located = False
+        elif not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"no step down to the size {smallest:.1e} lowered the loss: "
+                "is the closure a function of the weights alone?",
+                stacklevel=4,
+            )
 
     def _update_period(self, rejections: int) -> None:
         L_min, L_max = self.L_min, self.L_max

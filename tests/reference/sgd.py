@@ -18,5 +18,5 @@ class ReferenceSGD(ReferenceSaLSa):
     def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
         return gi
 
-    def _bracket(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
-        return gi + group["weight_decay"] * self.params[i]
+    def _update(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
+        return gi

@@ -1,11 +1,12 @@
 """PLASLS: one step size per unit, and a unit is a parameter group (arXiv 2403.18506).
 
-Until a search has been accepted, searches are global and their eta is every unit's. From then on
-one unit is searched per search step, in turn; the others do not move in its trials. All units
-take their final step with their own eta.
+Until a search has been accepted, searches are global and their eta is every unit's, also as the
+last accepted one. From then on one unit is searched per search step, in turn; the others do not
+move in its trials. All units take their final step with their own eta. A unit whose search was
+exhausted locates at its next turn, which is the next step: the step was skipped for all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .salsa import Array, LossAndGrads, LossAt, Record, ReferenceSaLSa
@@ -14,11 +15,13 @@ from .salsa import Array, LossAndGrads, LossAt, Record, ReferenceSaLSa
 @dataclass
 class Unit:
     eta: float
+    eta_accepted: float
     h: float = 0.0
     s: float = 0.0
     E_fast: float = 1e-8
     E_slow: float = 1e-8
     located: bool = False
+    flats: int = 0
     since_search: int = 0  # steps taken since this unit's last search
 
 
@@ -26,13 +29,13 @@ class UnitSearch(ReferenceSaLSa):
     """Put before a direction: class X(UnitSearch, ReferenceSGD).
 
     `units[k]` holds what is group k's own, `next_unit` the group whose turn it is; L, steps and
-    since_search are one for all. The reference's own eta, h, s, means and located are the global
-    search's, and after it those of the unit searched last.
+    since_search are one for all. The reference's own eta, h, s and so on are the global search's,
+    and after it those of the unit searched last. The units begin with h = s = 0 and no flats.
     """
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        self.units = [Unit(self.eta) for _ in self.groups]
+        self.units = [Unit(self.eta, self.eta_accepted) for _ in self.groups]
         self.next_unit = 0
         self.turn: int | None = None  # the unit of this step's search; None: global
 
@@ -60,9 +63,10 @@ class UnitSearch(ReferenceSaLSa):
         if self.turn is None:
             super()._search(*args)
             for unit in self.units:
-                self._copy(self, unit, "eta", "E_fast", "E_slow", "located")
+                self._copy(self, unit, "eta", "eta_accepted", "E_fast", "E_slow", "located")
+                unit.flats = 0
             return
-        names = ("eta", "h", "s", "E_fast", "E_slow", "located", "since_search")
+        names = [field.name for field in fields(Unit)]
         unit = self.units[self.turn]
         since_search = self.since_search
         self._copy(unit, self, *names)

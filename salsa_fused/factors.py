@@ -1,0 +1,226 @@
+"""A script's learning rates as factors of the step size that a search finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, TypeVar, overload
+from weakref import WeakSet
+
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.optimizer import Optimizer
+
+from ._torch import parts_of
+
+Scheduler = TypeVar("Scheduler", bound=LRScheduler)
+
+_with_factors: WeakSet[Optimizer] = WeakSet()
+_classes: dict[type[LRScheduler], type[LRScheduler]] = {}
+
+
+@overload
+def as_factor(scheduler: Scheduler, peak: float | None = None) -> Scheduler: ...
+@overload
+def as_factor(scheduler: float) -> Callable[[float], float]: ...
+
+
+def as_factor(scheduler: Any, peak: float | None = None) -> Any:
+    """Make a factor, 1 at its peak, of a schedule that is written in learning rates.
+
+    From then on ``group["lr"]`` is the schedule's value divided by ``peak``, in every group; what
+    the scheduler computes from, ``get_last_lr()`` and its checkpoints stay learning rates.
+
+    >>> scheduler = as_factor(OneCycleLR(optimizer, max_lr=1e-3, total_steps=100))  # 0.04 .. 1 ..
+    >>> scheduler.step()
+
+    Where a script writes ``group["lr"]`` itself, ``as_factor`` of its largest learning rate is the
+    function to write it with:
+
+    >>> factor = as_factor(6e-4)
+    >>> for group in optimizer.param_groups:
+    ...     group["lr"] = factor(get_lr(iteration))
+
+    It is called once, for the scheduler that has all the others in it (``SequentialLR``,
+    ``ChainedScheduler``), and before or after checkpoints are loaded. What else changes
+    ``group["lr"]`` (a ``ReduceLROnPlateau`` beside it) changes the factor.
+
+    Args:
+        scheduler: a scheduler of torch's, or of a class derived from one. Or a learning rate.
+        peak: the learning rate that is to be the factor 1. By default the scheduler's ``max_lr``
+            (``OneCycleLR``, ``CyclicLR``), or else the ``lr`` that it started from, of several
+            groups the largest. A ``LambdaLR`` whose function returns learning rates needs it.
+
+    Returns:
+        The same scheduler. Or a function of a learning rate.
+
+    Raises:
+        TypeError: this is neither a scheduler nor a number.
+        ValueError: the peak is not positive, or the optimizer has such a scheduler already.
+    """
+    if not isinstance(scheduler, LRScheduler):
+        return _function_of(scheduler, peak)
+    if isinstance(scheduler, _AsFactor):
+        if peak is not None and peak != scheduler.peak_lr:
+            raise ValueError(
+                f"the scheduler is a factor of the peak {scheduler.peak_lr} already, not of {peak}"
+            )
+        return scheduler
+    parts = _parts(scheduler)
+    name = type(scheduler).__name__
+    if any(isinstance(part, _AsFactor) for part in parts):
+        raise ValueError(
+            f"parts of the {name} are factors already: call as_factor({name}(...)) alone"
+        )
+    if scheduler.optimizer in _with_factors:
+        raise ValueError(
+            "the optimizer's lr are factors already, of another scheduler: one that multiplies "
+            "needs no as_factor beside it; others are chained with it before, "
+            "as_factor(ChainedScheduler([...]))"
+        )
+    loaded = vars(scheduler).get("peak_lr")  # from a checkpoint
+    if peak is None:
+        peak = _largest_rate(scheduler) if loaded is None else loaded
+    _check_peak(peak)
+    scheduler.__class__ = _class_of(type(scheduler))
+    assert isinstance(scheduler, _AsFactor)
+    scheduler.begin(float(peak), loaded is not None)
+    _with_factors.add(scheduler.optimizer)
+    return scheduler
+
+
+class _AsFactor(LRScheduler):
+    """What :func:`as_factor` puts before a scheduler's class.
+
+    The scheduler steps on learning rates: they are put back into the groups before, and divided
+    after it. A product of a quotient would not be the number that it was.
+    """
+
+    scheduler_class: type[LRScheduler]
+    peak_lr: float
+    _rates: list[float]  # each group's learning rate as the scheduler left it
+    _factors: list[float]  # and what stands for it in the group
+
+    def begin(self, peak: float, loaded: bool) -> None:
+        if loaded:
+            _write(self.optimizer, self._factors)
+        else:
+            self.peak_lr = peak
+            self._divide()
+
+    def step(self, *arguments: Any, **keywords: Any) -> None:
+        """As the scheduler's own."""
+        _write(self.optimizer, self._present_rates())
+        try:
+            super().step(*arguments, **keywords)
+        finally:
+            self._divide()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the scheduler's own; before or after the optimizer's."""
+        left = self._factors
+        super().load_state_dict(state_dict)
+        if "peak_lr" not in state_dict:  # of a time when it was no factor
+            self._rates = [float(rate) for rate in self.get_last_lr()]
+            self._factors = [rate / self.peak_lr for rate in self._rates]
+        groups = self.optimizer.param_groups
+        _write(
+            self.optimizer,
+            [
+                loaded if float(group["lr"]) == here else float(group["lr"])
+                for group, here, loaded in zip(groups, left, self._factors)
+            ],
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.scheduler_class,), vars(self).copy()
+
+    def _present_rates(self) -> list[float]:
+        present = []
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr = float(group["lr"])
+            if index < len(self._factors) and lr == self._factors[index]:
+                present.append(self._rates[index])
+            else:  # somebody else's
+                present.append(lr * self.peak_lr)
+        return present
+
+    def _divide(self) -> None:
+        groups = self.optimizer.param_groups
+        self._rates = [float(group["lr"]) for group in groups]
+        _write(self.optimizer, [rate / self.peak_lr for rate in self._rates])
+        self._factors = [float(group["lr"]) for group in groups]
+
+
+def _class_of(scheduler_class: type[LRScheduler]) -> type[LRScheduler]:
+    """One for all schedulers of a class."""
+    if scheduler_class not in _classes:
+        names = ("__module__", "__qualname__", "__doc__")
+        own = {name: getattr(scheduler_class, name) for name in names}
+        own["scheduler_class"] = scheduler_class
+        made = type(scheduler_class.__name__, (_AsFactor, scheduler_class), own)
+        _classes[scheduler_class] = made
+    return _classes[scheduler_class]
+
+
+def _unpickled(scheduler_class: type[LRScheduler]) -> LRScheduler:
+    return object.__new__(_class_of(scheduler_class))
+
+
+def _write(optimizer: Optimizer, values: Sequence[float]) -> None:
+    """Into the groups; groups may share a tensor, so all values are read before."""
+    for group, value in zip(optimizer.param_groups, values):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
+    parts = parts_of(scheduler)
+    return parts + [deeper for part in parts for deeper in _parts(part)]
+
+
+def _largest_rate(scheduler: LRScheduler) -> float:
+    if parts := _parts(scheduler):
+        return max(map(_largest_rate, parts))
+    groups = scheduler.optimizer.param_groups
+    if isinstance(scheduler, OneCycleLR):
+        rates = [group["max_lr"] for group in groups]
+    elif not (rates := getattr(scheduler, "max_lrs", None) or getattr(scheduler, "base_lrs", [])):
+        rates = [group["lr"] for group in groups]  # ReduceLROnPlateau begins with them
+    return max(map(float, rates))
+
+
+def _function_of(peak: Any, second: Any) -> Callable[[float], float]:
+    if not isinstance(peak, (Real, Tensor)):
+        raise TypeError(
+            "as_factor takes a scheduler of torch's, or the largest learning rate of a schedule "
+            f"that is written by hand, got {type(peak).__name__}"
+        )
+    if second is not None:
+        raise TypeError("as_factor takes the peak once, where there is no scheduler")
+    _check_peak(peak)
+    largest = float(peak)
+
+    def factor(lr: float) -> float:
+        if not _is_number(lr) or not 0.0 <= float(lr) < math.inf:
+            raise ValueError(f"the learning rate must be a number >= 0 and finite, got {lr!r}")
+        return float(lr) / largest
+
+    return factor
+
+
+def _check_peak(peak: Any) -> None:
+    if not _is_number(peak) or not 0.0 < float(peak) < math.inf:
+        raise ValueError(
+            f"the peak must be a learning rate, positive and finite, got {peak!r}: as_factor "
+            "divides by it"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and not isinstance(value, bool)

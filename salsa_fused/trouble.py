@@ -1,0 +1,189 @@
+"""Say what keeps training from working, each thing once for every optimizer.
+
+An optimizer that skips steps, or searches and learns nothing, looks like one that trains slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import LOWEST_PLAUSIBLE_LR
+from .kernels.layout import parameter_label
+from .line_search import LineSearch
+from .warning import Once
+
+Groups = Sequence[Mapping[str, Any]]
+
+IN_A_ROW = 10  # steps or searches without success: no accident any more
+LONGEST_WARM_UP = 200  # steps in which a warm-up has come to a plausible factor
+PATIENCE = 50  # the same for a factor that no scheduler of torch sets
+CONSTANT = 3  # steps after which a factor that does not rise is no warm-up
+
+FLAT = (
+    f"{IN_A_ROW} searches in a row have found no difference between losses, though the gradients "
+    "are not 0: trials do not reach the loss. Likely causes: the model is called outside of the "
+    "closure (call it inside); the closure, or a buffer that shares a weight's memory, puts "
+    "weights back; the loss is too coarse (bf16, fp16, or a large constant in fp32: return it in "
+    "fp32, without the constant); or training has converged to the loss' last digit"
+)
+
+NO_SLOPE = (
+    f"the gradients were exactly 0 in {IN_A_ROW} searches in a row: nothing is trained. Likely "
+    "causes: the closure, or a hook, zeroes the gradients after backward(); the model is "
+    "saturated or dead (a first step that was too long: warm up lr over the first 30 steps); the "
+    "loss does not depend on the weights any more; or it is at its minimum"
+)
+
+NO_GRADIENT = (
+    "the loss that the closure returned has a graph, but none of this optimizer's parameters got "
+    "a gradient: nothing is trained. Is it the loss of another model, or were the model's "
+    "parameters replaced after the optimizer was built (load_state_dict(assign=True), "
+    "fully_shard, .to() of a module with swapped tensors)? Build the optimizer after that"
+)
+
+
+class Trouble:
+    """Counts of what did not work lately, and which warnings were given."""
+
+    def __init__(self, once: Once) -> None:
+        self._once = once
+        self.skipped = self.flat = self.without_slope = 0  # in a row
+        self._small_lr = 0  # steps with one
+        self._last_lr = 0.0
+        self._lr_did_not_rise = 0
+        self.lr_is_plausible = False  # it was, once
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def step_taken(self) -> None:
+        """Note a step that was not skipped."""
+        self.skipped = 0
+
+    def step_skipped(self, groups: Groups, loss: float, *, times: int = 1) -> None:
+        """Note a step that was skipped, or several; warn where that does not end."""
+        self.skipped += times
+        if self.skipped >= IN_A_ROW:
+            self._once.say("skipped", _why_skipped(groups, loss, self.skipped))
+
+    def searched(self, groups: Groups, search: LineSearch, *, replayed: bool) -> None:
+        """Note a search that has ended; ``replayed``: its trials had the dropout masks of the loss.
+
+        Also that of a plain step which was skipped: it ended before it began.
+        """
+        if search.gave_up:
+            self._gave_up(search.smallest_tried, replayed)
+        if search.outcome == "flat":
+            if search.slope == 0.0:
+                self.without_slope += 1
+            else:
+                self.without_slope, self.flat = 0, self.flat + 1
+        else:
+            self.without_slope = self.flat = 0
+        if self.flat >= IN_A_ROW:
+            self._once.say("flat", FLAT)
+        if self.without_slope >= IN_A_ROW:
+            self._once.say("no slope", NO_SLOPE)
+        if search.skipped:
+            self.step_skipped(groups, search.loss, times=1 + search.skipped_before)
+        else:
+            self.step_taken()
+
+    def _gave_up(self, smallest_tried: float, replayed: bool) -> None:
+        cause = "is the closure a function of the weights alone?"
+        if not replayed:
+            cause = (
+                "trials did not repeat the evaluation of `loss`: put `with "
+                "optimizer.first_evaluation():` around it, and pass the loss of all micro-batches"
+            )
+        self._once.say(
+            "gave up",
+            f"no step size down to {smallest_tried:.1e} lowered the loss, and the step was "
+            f"skipped: {cause}",
+        )
+
+    def no_gradient(self) -> None:
+        """Note a closure whose loss trains nothing."""
+        self._once.say("gradient", NO_GRADIENT)
+
+    # -- learning rates -----------------------------------------------------------------------
+
+    def look_at_lr(self, groups: Groups, largest: float) -> None:
+        """Notice a learning rate that was written where a factor belongs, after construction.
+
+        A warm-up begins small, too: it rises, and comes from a scheduler whose base is 1.
+        """
+        resumed = self._small_lr == 0 and groups[0]["steps"] >= LONGEST_WARM_UP
+        if largest >= LOWEST_PLAUSIBLE_LR or resumed:
+            self.lr_is_plausible = True
+        elif largest > 0.0:
+            self._small_lr += 1
+            self._lr_did_not_rise += largest <= self._last_lr
+            if _is_no_warm_up(groups, self._small_lr, self._lr_did_not_rise):
+                self.say_of_lr(largest)
+        self._last_lr = largest
+
+    def say_of_lr(self, largest: float) -> None:
+        """Warn that this lr is no factor."""
+        self.lr_is_plausible = True  # do not look again
+        self._once.say(
+            "lr",
+            f"lr={largest:g} stands in the parameter groups, written there by a scheduler or by "
+            "the training loop. It is a factor on the step size that the search finds, 1 by "
+            "default, and not a learning rate: nearly nothing is applied. Divide the schedule by "
+            "its peak: salsa_fused.schedules.as_factor(scheduler), or "
+            'group["lr"] = learning_rate / peak_learning_rate (max_lr=1.0 for OneCycleLR)',
+        )
+
+
+def _is_no_warm_up(groups: Groups, steps: int, did_not_rise: int) -> bool:
+    peaks = [float(group["max_lr"]) for group in groups if "max_lr" in group]
+    if peaks and max(peaks) < LOWEST_PLAUSIBLE_LR:  # OneCycleLR's and CyclicLR's
+        return True
+    bases = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
+    if bases:  # a scheduler of torch: its factors act on this
+        return steps > (LONGEST_WARM_UP if max(bases) >= LOWEST_PLAUSIBLE_LR else CONSTANT)
+    return did_not_rise >= CONSTANT or steps > PATIENCE
+
+
+def _why_skipped(groups: Groups, loss: float, times: int) -> str:
+    """What is wrong where steps are skipped again and again, as far as it can be seen."""
+    found = f"{times} steps in a row were skipped, and nothing was trained: "
+    lost = _labels_of_not_finite(groups, lambda parameter: parameter)
+    if lost:
+        return found + (
+            f"{lost} is not finite any more. Load the last good checkpoint, and warm up lr, lower "
+            "it or lower weight_decay"
+        )
+    if not math.isfinite(loss):
+        return found + (
+            f"the loss is {loss}, though all weights are finite. Do the inputs hold NaN, or has "
+            "the model left the domain of a log, a root or a division? Then no later step can "
+            "come back: load an earlier checkpoint, and lower lr or bound that function's input"
+        )
+    lost = _labels_of_not_finite(groups, lambda parameter: parameter.grad)
+    if lost:
+        return found + f"the loss is finite, but the gradient of {lost} is not"
+    return found + (
+        "the loss fell at no step size that was tried. Is the closure a function of the weights "
+        "alone, and are the gradients its loss' (see check_replay)?"
+    )
+
+
+def _labels_of_not_finite(groups: Groups, of: Any) -> str:
+    found = []
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            tensor: Tensor | None = of(parameter)
+            if (
+                tensor is not None
+                and parameter.requires_grad
+                and tensor.layout == torch.strided
+                and not bool(torch.isfinite(tensor).all())
+            ):
+                found.append(parameter_label(group, index))
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
