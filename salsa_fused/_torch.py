@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def not_compiled(function: F) -> F:
     return disable(function)
 
 
-# True where torch keeps these hooks elsewhere: then there may always be some
+# True where torch keeps these hooks elsewhere: it has to be asked in every step then
 _pre_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_pre_hooks", True)
 _post_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_post_hooks", True)
 
@@ -56,17 +56,17 @@ def hooked_where_watched(func: Callable[..., Any]) -> Callable[..., Any]:
                 or _pre_hooks_of_all
                 or _post_hooks_of_all
             )
-        except AttributeError:  # torch keeps one of them elsewhere, and looks itself
+        except AttributeError:  # torch keeps one of them elsewhere
             watched = True
         return (hooked if watched else func)(self, *args, **kwargs)
 
     return step
 
 
-def load_hooks(optimizer: Optimizer, when: str) -> list[Callable[..., Any]]:
-    """Return the hooks that run ``"before"`` or ``"after"`` a state dict is loaded.
+def load_hooks(optimizer: Optimizer, when: Literal["before", "after"]) -> list[Callable[..., Any]]:
+    """Return what the user has registered for a state dict that is loaded.
 
-    None where torch keeps them elsewhere.
+    Where torch keeps these hooks elsewhere they are not found, and not called.
     """
     name = {
         "before": "_optimizer_load_state_dict_pre_hooks",
@@ -121,7 +121,7 @@ def forget_cached_weights() -> None:
 
 # -- tensors in memory ------------------------------------------------------------------------
 
-# for csrc/watch.cpp; None where this torch has none
+# what csrc/watch.cpp reads tensors with; None where this torch has none
 dlpack_exchange_api: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 

@@ -75,8 +75,8 @@ class _Buffers:
         readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
         if moving:
             readable = [b for b in readable if b.untyped_storage().data_ptr() not in moving]
-        # `.data`, not `.detach()`: what another graph has saved is put back as it was, so autograd
-        # need not be told, and it counts no write to these
+        # `.data` and not `.detach()`: autograd does not count what is written there, and need not,
+        # since another graph that has saved a buffer finds it as it was
         self.places = [(buffer, buffer.data) for buffer in readable]
         self.memory = [_elements_or_bytes(place) for _, place in self.places]
         self.copies = [torch.empty_like(memory) for memory in self.memory]

@@ -25,7 +25,8 @@ def test_the_installed_package_is_tested():
     except metadata.PackageNotFoundError:
         pytest.skip("it is not installed, but built in place")
     url = json.loads(installed.read_text("direct_url.json") or "{}")
-    if url.get("dir_info", {}).get("editable") or str(ROOT) in os.environ.get("PYTHONPATH", ""):
+    editable = url.get("dir_info", {}).get("editable", False)
+    if editable or which_package.names_root(which_package.INHERITED):
         assert PACKAGE.parent == ROOT
     else:
         assert PACKAGE.parent == Path(str(installed.locate_file(""))).resolve()
@@ -61,8 +62,9 @@ def tree(tmp_path, monkeypatch):
     (tree / "salsa_fused" / "__init__.py").touch()
     monkeypatch.setattr(which_package, "ROOT", tree)
     monkeypatch.setattr(sys, "path", ["", str(tree), str(tmp_path / "site")])
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")  # so that it is put back where it was not there
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tree)
     return tree
 

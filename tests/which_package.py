@@ -13,6 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+INHERITED = os.environ.get("PYTHONPATH", "")  # before `choose`
 
 
 def choose() -> None:
@@ -20,15 +21,20 @@ def choose() -> None:
 
     Whoever names the root in PYTHONPATH wants the tree, whatever is installed.
     """
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    inherited = os.environ.get("PYTHONPATH", "")
     others = [path for path in sys.path if not _is_root(path)]
-    if any(map(_is_root, inherited)) or installed_at(others) is None:
+    if names_root(inherited) or installed_at(others) is None:
         sys.path[:] = [str(ROOT), *others]
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *inherited])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), inherited]))
     else:
         sys.path[:] = [*others, str(ROOT)]  # at its end, for `bench`
         # `python -c` and `-m` leave out the current folder; Python 3.10 does not know of it
         os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def names_root(pythonpath: str) -> bool:
+    """Whether the root is one of these paths."""
+    return any(_is_root(path) for path in pythonpath.split(os.pathsep) if path)
 
 
 def installed_at(search: list[str]) -> Path | None:
