@@ -31,6 +31,11 @@ def not_compiled(function: F) -> F:
     return disable(function)
 
 
+# the public class works as a function, too, and takes a microsecond; it calls this one
+set_grad_mode: Callable[[bool], object]
+set_grad_mode = getattr(torch._C, "_set_grad_enabled", torch.set_grad_enabled)
+
+
 # True where torch keeps these hooks elsewhere: it has to be asked in every step then
 _pre_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_pre_hooks", True)
 _post_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_post_hooks", True)

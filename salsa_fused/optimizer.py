@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import arguments, clipping, cycle, loading
-from ._torch import hooked_where_watched, load_hooks, not_compiled
+from ._torch import hooked_where_watched, load_hooks, not_compiled, set_grad_mode
 from .arguments import SHARED_SETTINGS
 from .consistency import Consistency
 from .cycle import Units
@@ -256,8 +256,13 @@ class FusedSaLSa(Optimizer):
         """
         if self._stepping and is_running(FusedSaLSa._step.__code__, self):
             raise RuntimeError("step() was called inside the closure of a step of this optimizer")
-        with Interrupts() as interrupts, torch.set_grad_enabled(False):
-            return self._step(closure, loss, interrupts)
+        with Interrupts() as interrupts:
+            recording = torch.is_grad_enabled()
+            set_grad_mode(False)
+            try:
+                return self._step(closure, loss, interrupts)
+            finally:
+                set_grad_mode(recording)
 
     def _step(
         self, closure: Closure | None, loss: Tensor | None, interrupts: Interrupts

@@ -113,8 +113,8 @@ class Table:
         made = [False] * len(self.launches)
         if searched and not self._follow():
             made = list(map(_stands_at_the_step, self.launches, tried))
-        for launch in self.launches:
-            if skip is not None:
+        if skip is not None:
+            for launch in self.launches:
                 launch.skip = skip.to(launch.device, non_blocking=launch.device.type != "cpu")
         writes = [launch.ready_to_write(made=m) for launch, m in zip(self.launches, made)]
         for launch, of_launch in zip(self.launches, writes):
