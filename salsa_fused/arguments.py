@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from .cycle import Units
 from .kernels import Direction
-from .kernels.layout import is_dense, overlaps_itself, parameter_label
+from .kernels.layout import parameter_label
+from .kernels.parameters import check_parameter, takes_part
 from .warning import warn
 
 LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
@@ -103,7 +102,10 @@ def as_plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable."""
+    """Raise where ``lr``, ``betas``, ``eps``, ``weight_decay`` or a parameter is unusable.
+
+    Frozen parameters are looked at when they have a gradient (see ``Table``).
+    """
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a tensor of one element, got {tuple(lr.shape)}")
@@ -120,69 +122,14 @@ def check_group(group: Mapping[str, Any]) -> None:
     for name in ("eps", "weight_decay"):
         if not 0.0 <= _number(name, group[name]) < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {group[name]!r}")
-    seen: set[Tensor] = set()
+    seen: set[int] = set()
     for index, parameter in enumerate(group["params"]):
         label = parameter_label(group, index)
-        check_parameter(parameter, label)
-        if parameter in seen:
+        if takes_part(parameter):
+            check_parameter(parameter, label)
+        if id(parameter) in seen:
             raise ValueError(f"{label} is in its group twice: list every parameter once")
-        seen.add(parameter)
-
-
-def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError where two parameters share memory: each step would move it twice."""
-    spans = []
-    for group in groups:
-        for index, parameter in enumerate(group["params"]):
-            if parameter.numel() > 0 and is_dense(parameter):
-                start = parameter.data_ptr()
-                end = start + parameter.numel() * parameter.element_size()
-                spans.append((str(parameter.device), start, end, parameter_label(group, index)))
-    spans.sort()
-    for (device, _, end, label), (next_device, start, _, next_label) in pairwise(spans):
-        if device == next_device and start < end:
-            raise ValueError(
-                f"{label} and {next_label} share memory: tie weights by using one parameter in "
-                "both places (a.weight = b.weight, not a.weight.data = b.weight.data)"
-            )
-
-
-def check_parameter(parameter: Tensor, label: str) -> None:
-    """Raise TypeError or ValueError for a tensor that no kernel can train."""
-    if is_lazy(parameter):
-        raise TypeError(
-            f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
-            "build the optimizer"
-        )
-    if type(parameter) is not Tensor and not _is_plain_parameter(parameter):
-        kind = f"{type(parameter).__module__}.{type(parameter).__qualname__}"
-        raise TypeError(
-            f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
-            "plain tensors only (no DTensor, no other tensor subclass)"
-        )
-    if parameter.layout != torch.strided:
-        raise TypeError(f"{label} is sparse ({parameter.layout}): make it dense")
-    if not parameter.is_floating_point():
-        raise TypeError(
-            f"{label} is not of a real floating dtype: leave it out, or train a float copy of it"
-        )
-    if parameter.is_inference():
-        raise ValueError(
-            f"{label} was made under torch.inference_mode and can have no gradient: make the model "
-            "outside of it"
-        )
-    if parameter.is_neg():
-        raise ValueError(f"{label} is a negated view: use parameter.detach().resolve_neg()")
-    if parameter.device.type == "meta":
-        raise ValueError(
-            f"{label} is on the meta device, it holds no numbers: materialise the model first "
-            "(module.to_empty(device=...), then initialise it)"
-        )
-    if overlaps_itself(parameter):
-        raise ValueError(
-            f"{label} overlaps itself in memory (strides {parameter.stride()}): use "
-            "parameter.detach().clone()"
-        )
+        seen.add(id(parameter))
 
 
 def check_call(closure: Any, loss: Any, searching: bool) -> None:
@@ -245,15 +192,6 @@ def _ranks() -> int:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
-
-
-def _is_plain_parameter(parameter: Tensor) -> bool:
-    kind = type(parameter)
-    return (
-        isinstance(parameter, nn.Parameter)
-        and kind.__torch_function__ is nn.Parameter.__torch_function__
-        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
-    )
 
 
 def _number(name: str, value: Any) -> float:

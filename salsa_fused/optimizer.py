@@ -20,6 +20,7 @@ from .hooks import hooked_where_watched
 from .interrupts import Interrupts
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
+from .kernels.parameters import check_no_shared_memory
 from .kernels.table import parameters_of
 from .line_search import (
     LineSearch,
@@ -127,6 +128,7 @@ class FusedSaLSa(Optimizer):
 
     line_search_class = LineSearch
     table_class = Table
+    _constructing = False  # then memory is looked at once, when all groups are there
     profile_hook_step = staticmethod(hooked_where_watched)  # torch wraps `step` with it
 
     def __init__(
@@ -196,7 +198,10 @@ class FusedSaLSa(Optimizer):
         self._stepping = False
         self._trials_need_graph = False
         self._device_skips = DeviceSkips()
+        self._constructing = True
         super().__init__(params, defaults)
+        self._constructing = False
+        check_no_shared_memory(self.param_groups)
         arguments.warn_of_learning_rate(self.param_groups)
 
     # -- one step -----------------------------------------------------------------------------
@@ -388,6 +393,8 @@ class FusedSaLSa(Optimizer):
             super().add_param_group(param_group)
         try:
             self._admit(self.param_groups[-1])
+            if not self._constructing:
+                check_no_shared_memory(self.param_groups)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -412,7 +419,6 @@ class FusedSaLSa(Optimizer):
             group[name] = value  # a plain number, where an equal one of NumPy's was given
         arguments.check_group(group)
         group.update(arguments.as_plain_numbers({k: v for k, v in group.items() if k in PLAIN}))
-        arguments.check_no_shared_memory(self.param_groups)
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -506,7 +512,8 @@ class FusedSaLSa(Optimizer):
         return -1.0 if self.param_groups[0]["maximize"] else 1.0
 
     def _devices(self) -> set[torch.device]:
-        return {parameter.device for parameter in parameters_of(self.param_groups)}
+        devices = {parameter.device for parameter in parameters_of(self.param_groups)}
+        return {device for device in devices if device.type != "meta"}  # of frozen parameters
 
     def _replay(self, closure: Closure | None, loss: Tensor | None) -> Replay | None:
         """Random streams and buffers before this step's first evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ from models import assert_same, everything, make_closure, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa, settings
+from salsa_fused import optimizer as optimizer_module
 from salsa_fused.kernels.layout import readable_gradient
 from salsa_fused.line_search import LineSearch, SearchSettings, SearchState
 
@@ -83,6 +85,12 @@ def overlapping():
     return torch.ones(1).expand(4).requires_grad_()
 
 
+def with_gradient(dtype):
+    weight = torch.ones(3, dtype=dtype)
+    weight.grad = torch.ones(3, dtype=dtype)
+    return weight
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -94,17 +102,17 @@ class Subclass(torch.Tensor):
         (lambda: weight(), TypeError, "iterable of Tensors or dicts"),
         (lambda: [3.0], TypeError, "can only optimize Tensors"),
         (lambda: [weight() * 2], ValueError, "non-leaf"),
-        (lambda: [torch.ones(3, dtype=torch.int64)], TypeError, "0 of its group .*floating dtype"),
+        (lambda: [with_gradient(torch.int64)], TypeError, "0 of its group .*floating dtype"),
         (lambda: [weight(), weight(dtype=torch.complex64)], TypeError, "parameter 1 of its group"),
         (lambda: [weight(device="meta")], ValueError, "meta device.*to_empty"),
         (lambda: [overlapping()], ValueError, "overlaps itself in memory"),
         (lambda: nn.LazyLinear(3).parameters(), TypeError, "lazy.*run one forward pass"),
         (
-            lambda: [torch.ones(3).as_subclass(Subclass)],
+            lambda: [torch.ones(3).as_subclass(Subclass).requires_grad_()],
             TypeError,
             "is a .*Subclass.*plain tensors",
         ),
-        (lambda: [torch.eye(3).to_sparse()], TypeError, "sparse"),
+        (lambda: [torch.eye(3).to_sparse().requires_grad_()], TypeError, "sparse"),
         (lambda: [(w := weight()), w], ValueError, "in its group twice"),
         (lambda: [{"params": [w := weight()]}, {"params": [w]}], ValueError, "more than one"),
         (lambda: [{"params": {weight()}}], TypeError, "ordered collections"),
@@ -339,11 +347,37 @@ def test_parameters_that_share_memory():
     FusedSaLSa([nn.Parameter(halves[:4]), nn.Parameter(halves[4:])])  # beside each other
 
 
+def test_a_new_group_that_shares_memory():
+    first = weight(4)
+    optimizer = FusedSaLSa([first])
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.add_param_group({"params": [nn.Parameter(first.data[1:])]})
+    assert optimizer.param_groups == before
+    optimizer.add_param_group({"params": [weight(4)]})
+
+
+def test_the_memory_of_all_groups_is_looked_at_once(monkeypatch):
+    """Not once for every group: two thousand of them would take seconds."""
+    check, seen = optimizer_module.check_no_shared_memory, []
+
+    def counted(groups):
+        seen.append(len(groups))
+        check(groups)
+
+    monkeypatch.setattr(optimizer_module, "check_no_shared_memory", counted)
+    optimizer = FusedSaLSa([{"params": [weight()]} for _ in range(20)])
+    assert seen == [20]
+    optimizer.add_param_group({"params": [weight()]})
+    copy.deepcopy(optimizer).add_param_group({"params": [weight()]})
+    assert seen == [20, 21, 22]
+
+
 def test_weights_made_where_nothing_has_gradients():
     with torch.inference_mode():
-        parameter = torch.ones(3)
+        net = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="inference_mode"):
-        FusedSaLSa([parameter])
+        FusedSaLSa(net.parameters())
 
 
 def test_a_weight_replaced_by_one_of_another_shape():
@@ -414,7 +448,7 @@ def test_gradients_that_no_kernel_can_read():
 
 def test_a_negated_view_is_no_parameter():
     with pytest.raises(ValueError, match="resolve_neg"):
-        FusedSaLSa([torch._neg_view(torch.ones(3))])
+        FusedSaLSa([torch._neg_view(torch.ones(3)).requires_grad_()])
 
 
 def test_a_search_that_has_not_ended():

@@ -420,12 +420,12 @@ class Launch:
         for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries)):
             if gradient is None:
                 continue
-            changed: dict[str, Any] = {"step": counts[row]}
-            if not self.settled:
-                entry = state.setdefault(self.weights[row], {})
-                changed |= {"exp_avg": self.exp_avgs[row], "exp_avg_sq": self.exp_avg_sqs[row]}
-            assert entry is not None
-            _enter(entry, changed)
+            if self.settled:
+                assert entry is not None
+                entry["step"] = counts[row]
+            else:
+                moments = {"exp_avg": self.exp_avgs[row], "exp_avg_sq": self.exp_avg_sqs[row]}
+                _enter(state.setdefault(self.weights[row], {}), {"step": counts[row], **moments})
 
     @property
     def raw_classes(self) -> array[float]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 
 def _extents(tensor: Tensor) -> list[tuple[int, int]]:
@@ -129,6 +128,7 @@ def parameter_label(group: Mapping[str, Any], index: int) -> str:
     parameter = group["params"][index]
     names = group.get("param_names")
     name = f"{names[index]!r}" if names else f"{index} of its group"
-    if is_lazy(parameter):
+    try:
+        return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
+    except RuntimeError:  # one that has no shape: lazy, nested
         return f"parameter {name}"
-    return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from .choice import choose_backend
 from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
+from .parameters import check_no_shared_memory, check_parameter, takes_part
 from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
@@ -46,7 +49,8 @@ class Table:
         self._direction: Direction = "adam"  # of all groups
         self._parameters: list[Tensor] = []
         self._group_sizes: list[int] = []
-        self._empty: list[Tensor] = []
+        self._empty: list[Tensor] = []  # of zero size
+        self._frozen: list[Tensor] = []  # and without a gradient: they may be anything
         # keys and values of the state, as launches have them
         self._entries: list[Any] | None = None
 
@@ -55,6 +59,7 @@ class Table:
 
         Raises:
             RuntimeError: a gradient that no kernel can read (sparse, complex, on another device).
+            TypeError, ValueError: a parameter with its first gradient that no kernel can train.
         """
         if not self._take_up(groups, state):
             self._build(groups)
@@ -163,7 +168,7 @@ class Table:
     def forget(self) -> None:
         """Build everything anew at the next step: an exception may have left it half made."""
         self.launches, self._parameters, self._group_sizes = [], [], []
-        self._empty, self._entries = [], None
+        self._empty, self._frozen, self._entries = [], [], None
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps."""
@@ -188,6 +193,7 @@ class Table:
             and list(map(len, parameters)) == self._group_sizes
             and same_objects(parameters, self._parameters)
             and not any(weight.numel() for weight in self._empty)
+            and all(map(is_, [weight.grad for weight in self._frozen], repeat(None)))
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
         if fits:
@@ -195,14 +201,25 @@ class Table:
         return fits
 
     def _build(self, groups: Groups) -> None:
-        """Rows, chunks and launches anew; zero-size tensors never enter."""
+        """Rows, chunks and launches anew; frozen and zero-size tensors have none."""
         direction = groups[0]["direction"]
         launches: dict[tuple[Any, ...], Launch] = {}
+        empty, frozen = [], []
+        of_launches = [weight for launch in self.launches for weight in launch.weights]
+        known = set(map(id, (*of_launches, *self._empty)))
+        newcomers = False
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
-                if weight.numel() == 0:
+                if not takes_part(weight):
+                    frozen.append(weight)
                     continue
                 label = parameter_label(group, position)
+                if id(weight) not in known:
+                    check_parameter(weight, label)
+                    newcomers = True
+                if weight.numel() == 0:
+                    empty.append(weight)
+                    continue
                 if weight.grad is not None:  # torch checks the shape only when it is assigned
                     readable_gradient(weight.grad, weight, label)
                 gradient_dtype = (weight if weight.grad is None else weight.grad).dtype
@@ -213,11 +230,12 @@ class Table:
                         backend, weight.device, weight.dtype, gradient_dtype, direction
                     )
                 launches[key].add(weight, index, label)
-        self.launches = list(launches.values())
+        if newcomers:
+            check_no_shared_memory(groups)
+        self.launches, self._empty, self._frozen = list(launches.values()), empty, frozen
         self._direction = direction
         self._parameters = parameters_of(groups)
         self._group_sizes = [len(group["params"]) for group in groups]
-        self._empty = [parameter for parameter in self._parameters if parameter.numel() == 0]
 
     def _set_classes(self, groups: Groups, step_size: float | list[float], *, trial: bool) -> None:
         """The scalars for a trial or for the final write, in float64.

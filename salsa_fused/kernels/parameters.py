@@ -1,0 +1,84 @@
+"""What a parameter has to be so that a kernel can train it; a frozen one may be anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .layout import is_dense, overlaps_itself, parameter_label
+
+
+def takes_part(parameter: Tensor) -> bool:
+    """Whether a step may move it: all but what is frozen and has no gradient."""
+    return parameter.requires_grad or parameter.grad is not None
+
+
+def check_parameter(parameter: Tensor, label: str) -> None:
+    """Raise TypeError or ValueError for a tensor that no kernel can train."""
+    if is_lazy(parameter):
+        raise TypeError(
+            f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
+            "build the optimizer"
+        )
+    if type(parameter) is not Tensor and not _is_plain_parameter(parameter):
+        kind = f"{type(parameter).__module__}.{type(parameter).__qualname__}"
+        raise TypeError(
+            f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
+            "plain tensors only (no DTensor, no other tensor subclass)"
+        )
+    if parameter.layout != torch.strided:
+        raise TypeError(f"{label} is sparse ({parameter.layout}): make it dense")
+    if not parameter.is_floating_point():
+        raise TypeError(
+            f"{label} is not of a real floating dtype: leave it out, or train a float copy of it"
+        )
+    if parameter.is_inference():
+        raise ValueError(
+            f"{label} was made under torch.inference_mode and can have no gradient: make the model "
+            "outside of it"
+        )
+    if parameter.is_neg():
+        raise ValueError(f"{label} is a negated view: use parameter.detach().resolve_neg()")
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"{label} is on the meta device, it holds no numbers: materialise the model first "
+            "(module.to_empty(device=...), then initialise it)"
+        )
+    if overlaps_itself(parameter):
+        raise ValueError(
+            f"{label} overlaps itself in memory (strides {parameter.stride()}): use "
+            "parameter.detach().clone()"
+        )
+
+
+def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError where two parameters share memory: each step would move it twice."""
+    spans = []
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            if takes_part(parameter) and parameter.numel() > 0 and is_dense(parameter):
+                start = parameter.data_ptr()
+                end = start + parameter.numel() * parameter.element_size()
+                if start:  # where there is no memory nothing is shared
+                    spans.append((str(parameter.device), start, end, parameter_label(group, index)))
+    spans.sort()
+    for (device, _, end, label), (next_device, start, _, next_label) in pairwise(spans):
+        if device == next_device and start < end:
+            raise ValueError(
+                f"{label} and {next_label} share memory: tie weights by using one parameter in "
+                "both places (a.weight = b.weight, not a.weight.data = b.weight.data)"
+            )
+
+
+def _is_plain_parameter(parameter: Tensor) -> bool:
+    kind = type(parameter)
+    return (
+        isinstance(parameter, nn.Parameter)
+        and kind.__torch_function__ is nn.Parameter.__torch_function__
+        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
