@@ -23,6 +23,7 @@ from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
 from .parameters import check_no_shared_memory, check_parameter, takes_part
+from .scalars import CLASSES, LARGE_DECAY, decayed_part, warn_of_decay, with_bounded_decay
 from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
@@ -51,6 +52,7 @@ class Table:
         self._group_sizes: list[int] = []
         self._empty: list[Tensor] = []  # of zero size
         self._frozen: list[Tensor] = []  # and without a gradient: they may be anything
+        self._warned_of_decay = False
         # keys and values of the state, as launches have them
         self._entries: list[Any] | None = None
 
@@ -107,7 +109,8 @@ class Table:
         searched = any(launch.moved for launch in self.launches)
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
-        self._trust(groups)
+        self._trust(groups)  # with the decay as it was asked for
+        self._bound_decay(groups, step_size)
         made = [False] * len(self.launches)
         if searched and not self._follow():
             made = list(map(_stands_at_the_step, self.launches, tried))
@@ -252,7 +255,21 @@ class Table:
             for index, t in launch.class_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 step = sizes[index] * (relative if trial else factors[index])
-                launch.classes.append(class_of(groups[index], t, step, relative, trial))
+                launch.classes.append(class_of(index, groups[index], t, step, relative, trial))
+
+    def _bound_decay(self, groups: Groups, step_size: float | list[float]) -> None:
+        """See to it that the final write turns no weight's sign by decay, and warn beforehand."""
+        clip = groups[0]["trust_clip"] if self._direction == "lamb" else None
+        ratio = 1.0 if clip is None else max(1.0, clip)
+        for launch in self.launches:
+            for k, (index, _) in enumerate(launch.class_keys):
+                part = decayed_part(launch.classes[k], ratio)
+                if part >= LARGE_DECAY and not self._warned_of_decay:
+                    self._warned_of_decay = True
+                    size = step_size[index] if isinstance(step_size, list) else step_size
+                    warn_of_decay(groups, index, size, part, ratio)
+                if part >= 1.0:
+                    launch.classes[k] = with_bounded_decay(launch.classes[k], part)
 
 
 def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -269,39 +286,6 @@ def forget_cached_weights() -> None:
     """What is computed from weights and cached, in these contexts, is of the weights before."""
     torch.clear_autocast_cache()
     parametrize._cache.clear()
-
-
-def _adam_class(
-    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
-) -> AdamClass:
-    beta1, beta2 = group["betas"]
-    # to maximize is to change the gradient's sign: exact where it is done in the scalars
-    sign = -1.0 if group["maximize"] else 1.0
-    return AdamClass(
-        beta1=beta1,
-        one_minus_beta1=sign * (1.0 - beta1),
-        beta2=beta2,
-        one_minus_beta2=1.0 - beta2,
-        inv_bias1=1.0 / (1.0 - beta1**t),
-        inv_root_bias2=1.0 / math.sqrt(1.0 - beta2**t),
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        step=sign * step if trial else step,
-        slope_scale=slope_scale,
-    )
-
-
-def _sgd_class(
-    group: Mapping[str, Any], t: int, step: float, slope_scale: float, trial: bool
-) -> AdamClass:
-    """For ``w - step (g + decay w)``: that of the trials, too, where the decay is 0."""
-    sign = -1.0 if group["maximize"] else 1.0
-    decay = 0.0 if trial else sign * group["weight_decay"]
-    return NO_CLASS._replace(step=sign * step, weight_decay=decay, slope_scale=slope_scale)
-
-
-NO_CLASS = AdamClass(*[0.0] * len(AdamClass._fields))
-CLASSES = {"adam": _adam_class, "sgd": _sgd_class, "lamb": _adam_class}
 
 
 def _stands_at_the_step(launch: Launch, tried: list[AdamClass]) -> bool:
