@@ -178,7 +178,7 @@ class Launch:
         """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
-            RuntimeError: they have another shape, dtype or memory order.
+            RuntimeError: they have another shape, dtype, device or memory order.
         """
         version = self.rows_version
         if not self._take_weights():

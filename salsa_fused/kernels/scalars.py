@@ -92,11 +92,12 @@ def warn_of_decay(
     """Say that this group's decay takes a large part of its weights away in every step."""
     group = groups[index]
     where = f" in parameter group {index}" if len(groups) > 1 else ""
-    ratios = f", trust ratios up to {ratio:g}" if ratio > 1.0 else ""
+    product, value = "lr * step size * weight_decay", ""
+    if ratio > 1.0:
+        product, value = f"{product} * largest trust ratio", f", trust ratio {ratio:g}"
     warn(
-        f"lr * step size * weight_decay is {part:.3g}{where} (lr={float(group['lr']):g}, step size "
-        f"{step_size:.3g}{ratios}, weight_decay={float(group['weight_decay']):g}): a step takes "
-        "that part of every weight away (from 1 on x / (1 + x) in place of x, so that none changes "
-        "its sign). A search tries no decay, so lower weight_decay: AdamW's 0.01 at a learning "
-        "rate of 0.001 takes 1e-5"
+        f"{product} is {part:.3g}{where} (lr={float(group['lr']):g}, step size {step_size:.3g}, "
+        f"weight_decay={float(group['weight_decay']):g}{value}): a step takes that part of every "
+        "weight away (from 1 on x / (1 + x) in place of x, so that none changes its sign). Trials "
+        "are without decay, so lower weight_decay: AdamW's 0.01 at a rate of 0.001 takes 1e-5"
     )
