@@ -263,8 +263,8 @@ def test_decay_is_decoupled_and_of_the_accepted_step_size():
         w = weight(3)
         optimizer = FusedSaLSa([w], weight_decay=decay, search_period=1, check_replay=False)
         before = w.detach().clone()
-        optimizer.step(lambda w=w: w.sum())
+        optimizer.step(lambda w=w: w.square().sum())
         runs.append((w.detach() - before, optimizer.step_size))
     (plain, size), (decayed, other) = runs
-    assert size == other  # the search does not see it
+    assert size == other < 5.0  # the search does not see it
     assert torch.allclose(decayed - plain, -0.1 * size * before, rtol=1e-4, atol=1e-7)

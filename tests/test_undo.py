@@ -92,7 +92,7 @@ def test_a_copy_that_fails_stops_no_other(monkeypatch):
         return view(self, row)
 
     monkeypatch.setattr(launch.Launch, "saved_view", fail)
-    with pytest.raises(RuntimeError, match=rf"parameter 1 .*{LOST}"):
+    with pytest.raises(RuntimeError, match=rf"parameter 1 .*OutOfMemoryError: full.*{LOST}"):
         table.restore()
     assert same_bits(weights[0], before[0]) and same_bits(weights[2], before[2])
 

@@ -492,31 +492,34 @@ class Launch:
         return self.saved[start : start + self.sizes[row]].view(shape)
 
     def restore(self) -> list[str]:
-        """Put the saved weights back; what those are called that could not be."""
-        self.saved = self.aside if self.saved is None else self.saved
-        lost = [self.labels[row] for row in self.room.rows if not self._put_back(row)]
-        self.moved = False
-        return lost
-
-    def _put_back(self, row: int) -> bool:
-        """Whether the weight is what it was: user code may have done anything to it.
+        """Put the saved weights back; what those are called that could not be.
 
         torch's errors alone are caught: another one is a signal's, and asks for another call.
         """
+        self.saved = self.aside if self.saved is None else self.saved
+        lost = []
+        for row in self.room.rows:
+            reason = ""
+            try:
+                if self._is_in_place(row):
+                    self.weights[row].copy_(self.saved_view(row))
+                    continue
+            except RuntimeError as error:
+                reason = f" [{type(error).__name__}: {error}]"
+            lost.append(self.labels[row] + reason)
+        self.moved = False
+        return lost
+
+    def _is_in_place(self, row: int) -> bool:
+        """Whether the saved weight fits into it: user code may have done anything to it."""
         weight = self.weights[row]
-        try:
-            fits = (
-                weight.layout == torch.strided
-                and weight.shape == self.shapes[row]
-                and weight.dtype == self.dtype
-                and weight.device == self.device
-                and has_memory(weight)
-            )
-            if fits:
-                weight.copy_(self.saved_view(row))
-        except RuntimeError:
-            return False
-        return fits
+        return (
+            weight.layout == torch.strided
+            and weight.shape == self.shapes[row]
+            and weight.dtype == self.dtype
+            and weight.device == self.device
+            and has_memory(weight)
+        )
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""

@@ -30,8 +30,9 @@ Groups = Sequence[Mapping[str, Any]]
 
 LOST = (
     "{}: the weights before the search could not be put back, for while trials ran the closure "
-    "freed this memory, or replaced it by another shape, dtype or device; all others were. Load "
-    "what was lost from a checkpoint, and leave parameters in place inside the closure"
+    "freed this memory, replaced it by another shape, dtype or device, or torch could not write to "
+    "it; all others were. Load what was lost from a checkpoint, and leave parameters in place "
+    "inside the closure"
 )
 
 
