@@ -152,10 +152,10 @@ def check_group(group: Mapping[str, Any]) -> None:
     check_numbers(group)
     seen: set[int] = set()
     for index, parameter in enumerate(group["params"]):
-        label = parameter_label(group, index)
         if takes_part(parameter):
-            check_parameter(parameter, label)
+            check_parameter(parameter, parameter_label(group, index))
         if id(parameter) in seen:
+            label = parameter_label(group, index)
             raise ValueError(f"{label} is in its group twice: list every parameter once")
         seen.add(id(parameter))
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 
@@ -23,7 +24,9 @@ RECIPE = (
 
 _scaler_class: Any = getattr(torch.amp, "GradScaler", object)  # where there is none, nothing scales
 
-_refusing: dict[int, int] = {}  # the thread of every `refused()` that lasts, by its id
+# Every `refused()` that lasts, by its id, and its thread. One that an interrupt kept from ending is
+# known by its death; no finalizer of Python's, which would swallow what a signal's handler raises.
+_refusing: dict[int, tuple[ReferenceType[refused], int]] = {}
 _lock = threading.RLock()  # re-entrant: a signal's handler may take a step in the midst of it
 
 _own_scale: Callable[..., Any] | None = None  # what was found on the class at last
@@ -36,19 +39,26 @@ class refused:  # no generator: that would take twice as long, in every step
     ``scale`` is watched only then, in all threads, and is torch's own again after the last of them.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __enter__(self) -> None:
         with _lock:
+            if _refusing:
+                _forget_the_dead()
             if not _refusing:
                 _begin_to_watch()
-            _refusing[id(self)] = get_ident()
+            _refusing[id(self)] = (ref(self), get_ident())
 
     def __exit__(self, *details: object) -> None:
         with _lock:
             _refusing.pop(id(self), None)
             if not _refusing:
                 _end_watching()
+
+
+def _forget_the_dead() -> None:
+    for key in [key for key, (reference, _) in _refusing.items() if reference() is None]:
+        del _refusing[key]
 
 
 def _begin_to_watch() -> None:
@@ -71,7 +81,8 @@ def _watched(scale: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(scale)
     def watched(self: Any, outputs: Any) -> Any:
         with _lock:
-            refuses = get_ident() in _refusing.values()
+            _forget_the_dead()
+            refuses = any(thread == get_ident() for _, thread in _refusing.values())
         if refuses and self.is_enabled():
             raise RuntimeError(RECIPE)
         return scale(self, outputs)

@@ -403,6 +403,30 @@ def test_a_weight_that_is_exchanged_for_one_on_another_device(builds):
     assert len(builds) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (torch.Tensor.to_sparse, TypeError, "is sparse"),
+        (lambda w: torch.ones_like(w, device="meta"), ValueError, "meta device"),
+        (lambda w: torch.ones(1).expand(3), ValueError, "overlaps itself"),
+    ],
+)
+def test_a_weight_that_becomes_another_kind_of_tensor(change, error, message):
+    weights, optimizer, step = small()
+    old = weights[1].detach().clone()
+    torch.utils.swap_tensors(weights[1], nn.Parameter(change(weights[1].detach())))
+    before = everything(nn.ParameterList(weights[:1]), optimizer)
+    for _ in range(2):
+        weights[0].grad = torch.ones(3)
+        weights[1].grad = weights[1].detach().clone()
+        with pytest.raises(error, match=rf"parameter 1 .*{message}"):
+            optimizer.step()
+        assert_same(before, everything(nn.ParameterList(weights[:1]), optimizer))
+    torch.utils.swap_tensors(weights[1], nn.Parameter(old))
+    step()
+    assert [entry["step"] for entry in optimizer.state.values()] == [4, 4]
+
+
 def test_vectors_are_cut_anew_where_a_weight_moves():
     """To a place that no vector can be read of, and back."""
     room = torch.ones(9)

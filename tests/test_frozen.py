@@ -56,18 +56,22 @@ def test_a_search_saves_only_what_has_a_gradient_in_this_step():
         assert 1000 * len(used) <= max(seen) <= 1016 * len(used)
 
 
-def test_the_search_of_a_unit_saves_only_the_unit():
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_search_of_a_unit_saves_only_the_unit(backend):
     weights = make_weights([1000] * 4)
     groups = [{**GROUP, "params": weights[:1]}, {**GROUP, "params": weights[1:]}]
-    table = Table(BACKENDS["native"])
-    for unit, missing, expected in ((0, [], 1000), (1, [], 3000), (1, [2], 2000), (0, [], 1000)):
+    table = Table(BACKENDS[backend])
+    cases = [(0, [], 1000), (1, [], 3000), (1, [2], 2000), (1, [1, 2, 3], 0), (0, [], 1000)]
+    for unit, missing, expected in cases:
         for i, weight in enumerate(weights):
             weight.grad = None if i in missing else torch.ones(1000)
         table.refresh(groups, {})
         table.first_trial(groups, 0.1, unit)
         (launch,) = table.launches
         assert expected <= launch.saved.numel() <= expected + 64
+        table.next_trial(groups, 0.2)
         table.restore()
+        assert all(map(same_bits, weights, make_weights([1000] * 4)))
         table.release()
 
 

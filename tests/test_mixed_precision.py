@@ -160,6 +160,20 @@ def test_somebody_else_puts_a_method_over_the_watching_one(monkeypatch):
     assert GradScaler.scale is theirs
 
 
+def test_an_interrupt_before_the_closure_is_left():
+    """It keeps `__exit__` from running: then the end is that of the object."""
+    refused = scaling.refused()
+    refused.__enter__()
+    with pytest.raises(RuntimeError, match="uses a GradScaler"):
+        GradScaler("cpu").scale(torch.ones(()))
+    del refused
+    GradScaler("cpu").scale(torch.ones(()))
+    own = scaling._own_scale
+    with scaling.refused():
+        pass
+    assert GradScaler.scale is own
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_loss_ends_flat_and_does_not_grow(dtype):
     """Trials that the loss cannot tell from its start are no success."""

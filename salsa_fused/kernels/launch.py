@@ -178,7 +178,7 @@ class Launch:
         """Take up where the weights lie now: the closure may have moved them; whether it has.
 
         Raises:
-            RuntimeError: they have another shape, dtype or memory order.
+            RuntimeError: they have another shape, dtype, device or memory order.
         """
         version = self.rows_version
         if not self._take_weights():
@@ -220,6 +220,7 @@ class Launch:
             [weight.shape for weight in weights] == self.shapes
             and _all_are(self.dtype, [weight.dtype for weight in weights])
             and _all_are(self.device, [weight.device for weight in weights])
+            and _all_are(torch.strided, [weight.layout for weight in weights])
             and self._laid_out(weights)
         )
         if fit:
@@ -426,6 +427,11 @@ class Launch:
             else:
                 moments = {"exp_avg": self.exp_avgs[row], "exp_avg_sq": self.exp_avg_sqs[row]}
                 _enter(state.setdefault(self.weights[row], {}), {"step": counts[row], **moments})
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any row has one in this step."""
+        return self.missing is None or not all(self.missing)
 
     @property
     def raw_classes(self) -> array[float]:

@@ -28,17 +28,17 @@ def adam_class(
         raise ValueError(_says_which(index, beta1, beta2))
     # to maximize is to change the gradient's sign: exact where it is done in the scalars
     sign = -1.0 if group["maximize"] else 1.0
-    return AdamClass(
-        beta1=beta1,
-        one_minus_beta1=sign * (1.0 - beta1),
-        beta2=beta2,
-        one_minus_beta2=1.0 - beta2,
-        inv_bias1=1.0 / (1.0 - beta1**t),
-        inv_root_bias2=1.0 / math.sqrt(1.0 - beta2**t),
-        eps=max(group["eps"], SMALLEST_EPS),
-        weight_decay=group["weight_decay"],
-        step=sign * step if trial else step,
-        slope_scale=slope_scale,
+    return AdamClass(  # by position, in every step: names take twice as long
+        beta1,
+        sign * (1.0 - beta1),
+        beta2,
+        1.0 - beta2,
+        1.0 / (1.0 - beta1**t),
+        1.0 / math.sqrt(1.0 - beta2**t),
+        max(group["eps"], SMALLEST_EPS),
+        group["weight_decay"],
+        sign * step if trial else step,
+        slope_scale,
     )
 
 
@@ -66,13 +66,19 @@ def _says_which(index: int, *betas: float) -> str:
 # -- weight decay -----------------------------------------------------------------------------
 
 
-def decayed_part(made: AdamClass, largest_ratio: float) -> float:
-    """What part of a weight the final write with this class takes away by decay."""
-    return made.step * made.weight_decay * largest_ratio
+def largest_ratio(group: Mapping[str, Any]) -> float:
+    """What LAMB may multiply a step by, as far as that is known beforehand."""
+    clip = group["trust_clip"]
+    return 1.0 if clip is None else max(1.0, clip)
 
 
 def with_bounded_decay(made: AdamClass, part: float) -> AdamClass:
-    """The class that takes ``part / (1 + part)`` away, so that no weight changes its sign."""
+    """The class of a final write whose decay would take ``part`` of every weight away.
+
+    From 1 on it takes ``part / (1 + part)``, so that no weight changes its sign.
+    """
+    if part < 1.0:
+        return made
     return made._replace(weight_decay=made.weight_decay / (1.0 + part))
 
 
@@ -81,16 +87,17 @@ def warn_of_decay(
     index: int,
     step_size: float,
     part: float,
-    largest_ratio: float,
+    ratio: float,
 ) -> None:
     """Say that this group's decay takes a large part of its weights away in every step."""
     group = groups[index]
     where = f" in parameter group {index}" if len(groups) > 1 else ""
-    ratio = f", trust ratios up to {largest_ratio:g}" if largest_ratio > 1.0 else ""
+    product, value = "lr * step size * weight_decay", ""
+    if ratio > 1.0:
+        product, value = f"{product} * largest trust ratio", f", trust ratio {ratio:g}"
     warn(
-        f"lr * step size * weight_decay is {part:.3g}{where} (lr={float(group['lr']):g}, step size "
-        f"{step_size:.3g}{ratio}, weight_decay={float(group['weight_decay']):g}): a step takes "
-        "that part of every weight away (from 1 on x / (1 + x) in place of x, so that none changes "
-        "its sign). A search tries no decay, so lower weight_decay: AdamW's 0.01 at a learning "
-        "rate of 0.001 takes 1e-5"
+        f"{product} is {part:.3g}{where} (lr={float(group['lr']):g}, step size {step_size:.3g}, "
+        f"weight_decay={float(group['weight_decay']):g}{value}): a step takes that part of every "
+        "weight away (from 1 on x / (1 + x) in place of x, so that none changes its sign). Trials "
+        "are without decay, so lower weight_decay: AdamW's 0.01 at a rate of 0.001 takes 1e-5"
     )

@@ -23,7 +23,7 @@ from .interface import AdamClass, Backend, Direction
 from .launch import Launch, State
 from .layout import moment_like, parameter_label, readable_gradient
 from .parameters import check_no_shared_memory, check_parameter, takes_part
-from .scalars import CLASSES, LARGE_DECAY, decayed_part, warn_of_decay, with_bounded_decay
+from .scalars import CLASSES, LARGE_DECAY, largest_ratio, warn_of_decay, with_bounded_decay
 from .watch import same_items, same_objects
 
 Groups = Sequence[Mapping[str, Any]]
@@ -67,9 +67,7 @@ class Table:
             self._build(groups)
             if not self._take_up(groups, state):
                 raise RuntimeError("the parameters changed while the optimizer looked at them")
-        return any(
-            gradient is not None for launch in self.launches for gradient in launch.gradients
-        )
+        return True in [launch.has_gradients for launch in self.launches]
 
     def first_trial(
         self, groups: Groups, step_size: float, unit: int | None = None
@@ -106,7 +104,7 @@ class Table:
         ``skip``: one fp32 number on a device, for what the host does not know yet; not 0, and
         nothing is written.
         """
-        searched = any(launch.moved for launch in self.launches)
+        searched = True in [launch.moved for launch in self.launches]
         tried = [launch.classes for launch in self.launches] if searched else []
         self._set_classes(groups, step_size, trial=False)
         self._trust(groups)  # with the decay as it was asked for
@@ -196,12 +194,15 @@ class Table:
             and list(map(len, parameters)) == self._group_sizes
             and same_objects(parameters, self._parameters)
             and not any(weight.numel() for weight in self._empty)
-            and all(map(is_, [weight.grad for weight in self._frozen], repeat(None)))
+            and (not self._frozen or self._all_stay_frozen())
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
         if fits:
             self._entries = known if same else [*state, *state.values()]
         return fits
+
+    def _all_stay_frozen(self) -> bool:
+        return all(map(is_, [weight.grad for weight in self._frozen], repeat(None)))
 
     def _build(self, groups: Groups) -> None:
         """Rows, chunks and launches anew; frozen and zero-size tensors have none."""
@@ -210,16 +211,15 @@ class Table:
         empty, frozen = [], []
         of_launches = [weight for launch in self.launches for weight in launch.weights]
         known = set(map(id, (*of_launches, *self._empty)))
-        newcomers = False
+        newcomers = False  # what shares memory was refused before, but for these
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
                 if not takes_part(weight):
                     frozen.append(weight)
                     continue
                 label = parameter_label(group, position)
-                if id(weight) not in known:
-                    check_parameter(weight, label)
-                    newcomers = True
+                check_parameter(weight, label)
+                newcomers = newcomers or id(weight) not in known
                 if weight.numel() == 0:
                     empty.append(weight)
                     continue
@@ -259,17 +259,18 @@ class Table:
 
     def _bound_decay(self, groups: Groups, step_size: float | list[float]) -> None:
         """See to it that the final write turns no weight's sign by decay, and warn beforehand."""
-        clip = groups[0]["trust_clip"] if self._direction == "lamb" else None
-        ratio = 1.0 if clip is None else max(1.0, clip)
+        ratio = largest_ratio(groups[0]) if self._direction == "lamb" else 1.0
         for launch in self.launches:
-            for k, (index, _) in enumerate(launch.class_keys):
-                part = decayed_part(launch.classes[k], ratio)
-                if part >= LARGE_DECAY and not self._warned_of_decay:
+            for k, made in enumerate(launch.classes):
+                part = made.step * made.weight_decay * ratio  # that is taken of a weight
+                if not part >= LARGE_DECAY:
+                    continue
+                if not self._warned_of_decay:
                     self._warned_of_decay = True
+                    index, _ = launch.class_keys[k]
                     size = step_size[index] if isinstance(step_size, list) else step_size
                     warn_of_decay(groups, index, size, part, ratio)
-                if part >= 1.0:
-                    launch.classes[k] = with_bounded_decay(launch.classes[k], part)
+                launch.classes[k] = with_bounded_decay(made, part)
 
 
 def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:
