@@ -189,7 +189,8 @@ def _largest_rate(scheduler: LRScheduler) -> float:
     if isinstance(scheduler, OneCycleLR):
         rates = [group["max_lr"] for group in groups]
     elif not (rates := getattr(scheduler, "max_lrs", None) or getattr(scheduler, "base_lrs", [])):
-        rates = [group["lr"] for group in groups]  # ReduceLROnPlateau begins with them
+        # ReduceLROnPlateau begins with them
+        rates = [group.get("initial_lr", group["lr"]) for group in groups]
     return max(map(float, rates))
 
 

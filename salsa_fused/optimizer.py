@@ -307,9 +307,11 @@ class FusedSaLSa(Optimizer):
                 if skip is not None:
                     self._device_skips.count(skip)
         except BaseException as error:
-            interrupts.hold()  # an interrupt on the way out of the closure has not done so
-            self._outer_replay, self._clipped_by = outer, clipped_by  # the same loss may come again
-            self._undo(calls, error)
+            try:
+                interrupts.hold()  # an interrupt on the way out of the closure has not done so
+            finally:  # and another may come just now
+                self._outer_replay, self._clipped_by = outer, clipped_by  # the same loss again
+                self._undo(calls, error)
             raise
         finally:
             self._stepping = self._in_trial = False

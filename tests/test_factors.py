@@ -241,6 +241,15 @@ def test_adaptive_fine_tuning_is_a_factor_already():
         scheduler.step()
 
 
+@pytest.mark.parametrize("schedule", ["sequential", "chained", "plateau"])
+def test_the_peak_of_a_scheduler_whose_parts_torch_does_not_tell(schedule, monkeypatch):
+    monkeypatch.setattr(salsa_fused.factors, "parts_of", lambda scheduler: [])
+    optimizer, scheduler = build(two_groups, schedule, factored=True)
+    assert scheduler.peak_lr == PEAK
+    before = optimizer.param_groups[1]["lr"]
+    assert before == scheduler.get_last_lr()[1] / PEAK
+
+
 # -- checkpoints ------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from salsa_fused import FusedSaLSa, interrupts
-from salsa_fused.interrupts import CANDIDATES, Interrupts, is_running
+from salsa_fused.interrupts import CANDIDATES, Heard, Interrupts, is_running
 from salsa_fused.kernels import Table
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has few signals")
@@ -323,6 +323,34 @@ def test_a_step_that_finds_the_signals_in_another_steps_hands(monkeypatch):
         assert_ctrl_c_works()
 
 
+def test_a_signal_while_another_is_on_its_way_out(monkeypatch):
+    """The first between the closure's end and the block around it, the second before the undo."""
+    net, optimizer = build(check_replay=False)
+    for step in range(2):
+        optimizer.step(make_closure(net, step))
+    before = everything(net, optimizer)
+    leave, look, entered = Heard.__exit__, interrupts.getsignal, []
+
+    def interrupted(heard, *details):
+        entered.append(heard)
+        if len(entered) != 2:
+            return leave(heard, *details)
+        monkeypatch.setattr(interrupts, "getsignal", interrupted_again)
+        raise Alarm
+
+    def interrupted_again(number):
+        monkeypatch.setattr(interrupts, "getsignal", look)
+        signal.raise_signal(signal.SIGUSR1)
+        return look(number)
+
+    monkeypatch.setattr(Heard, "__exit__", interrupted)
+    with handlers(SIGUSR1=raising(SystemExit(3))):
+        with pytest.raises(SystemExit):
+            optimizer.step(make_closure(net, 2))
+        assert_same(before, everything(net, optimizer))
+        assert_ctrl_c_works()
+
+
 def test_a_step_within_is_told_from_one_that_was_cut_off():
     net, optimizer = build()
     optimizer._stepping = True
@@ -369,6 +397,7 @@ def test_a_step_whose_table_cannot_be_released(monkeypatch):
         with pytest.raises(Alarm):
             optimizer.step(make_closure(net))
     assert not optimizer._stepping
+    optimizer.zero_grad()
     optimizer.step(make_closure(net))
 
 
@@ -461,8 +490,9 @@ def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
         try:
             left = times
             signal.setitimer(signal.ITIMER_REAL, random_times.uniform(2e-6, 4e-4))
-            while True:
+            while left == times:
                 optimizer.step(loss)
+            pytest.fail("what the handler raised was swallowed, as a finalizer does")
         except (Alarm, KeyboardInterrupt):
             pass
 

@@ -148,6 +148,17 @@ def test_hooks():
     assert seen == ["before", "after", 1, "loaded"]
 
 
+def test_a_group_added_to_a_copy():
+    net, optimizer = build()
+    advance(net, optimizer, 0, 3)
+    other = copy.deepcopy(optimizer)
+    shared = torch.nn.Parameter(other.param_groups[0]["params"][0].data)
+    with pytest.raises(ValueError, match="share memory"):
+        other.add_param_group({"params": [shared]})
+    other.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert len(other.param_groups) == 2
+
+
 def test_a_group_added_in_mid_run_takes_over_the_search():
     net, optimizer = build()
     advance(net, optimizer, 0, 15)
