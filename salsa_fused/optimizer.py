@@ -17,9 +17,10 @@ from . import arguments, clipping, cycle, loading
 from ._torch import hooked_where_watched, load_hooks, not_compiled, set_grad_mode
 from .arguments import SHARED_SETTINGS
 from .consistency import Consistency
+from .conventions import Habits, mark_gradients
 from .cycle import Units
 from .device_skips import DeviceSkips
-from .evaluation import Closure, Evaluations, Habits, mark_gradients
+from .evaluation import Closure, Evaluations
 from .interrupts import Interrupts, is_running
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
