@@ -147,6 +147,7 @@ class FusedSaLSa(Optimizer):
     _constructing = True  # then memory is looked at once, when all groups are there
     profile_hook_step = staticmethod(hooked_where_watched)  # torch wraps `step` with it
 
+    @not_compiled  # what torch.compile follows of it would lack its attributes
     def __init__(
         self,
         params: Any,
@@ -206,7 +207,7 @@ class FusedSaLSa(Optimizer):
         }
         table = self.table_class(forced_backend(backend))
         arguments.check_numbers(defaults)
-        super().__init__(params, defaults)  # first: torch.compile forgets what is set before it
+        super().__init__(params, defaults)
         self.module = module
         self.check_replay = check_replay
         self.check_finite = check_finite

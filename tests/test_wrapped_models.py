@@ -109,7 +109,7 @@ def test_a_compiled_training_step():
 
 
 def test_an_optimizer_that_a_compiled_function_makes():
-    """torch.compile keeps those attributes only that are set after Optimizer's own __init__."""
+    """torch.compile loses attributes that are set before a function which it does not follow."""
     net = make_net()
 
     def make():
