@@ -243,8 +243,9 @@ class FusedSaLSa(Optimizer):
         there already (accumulation, clipping); the closure is called for trials only.  ``step()``:
         only while no search is due (:attr:`search_due`).
 
-        A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is a
-        search whose gradients are not (on other steps only ``check_finite=True`` inspects them).
+        A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is one
+        whose search accepts no trial, or whose gradients a search finds not finite (on other steps
+        only ``check_finite=True`` inspects them).
         Whatever leaves this method by an exception leaves weights, moments, search state, buffers
         and random streams as they were.
 
@@ -460,7 +461,7 @@ class FusedSaLSa(Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps not taken because the loss, the slope or every trial's loss was not finite.
+        """Steps not taken: the loss or the slope was not finite, or no trial was accepted.
 
         Those that a GPU skipped by itself, between two searches, are asked of it here.
         """

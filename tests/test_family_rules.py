@@ -13,6 +13,12 @@ STEPS = 60
 SGD = {"direction": "sgd"}
 UNITS = {"units": "groups", "growth_per": "step", "growth": 1.02}
 LAMB = {"direction": "lamb", "trust_clip": 0.3}
+DECAYING = {  # so much that rule 5 alone would turn weights around
+    "groups": [
+        {"params": [0, 1], "weight_decay": 20.0},
+        {"params": [2, 3, 4]},
+    ]
+}
 UNCLIPPED = {"direction": "lamb", "trust_clip": None}
 
 
@@ -173,6 +179,11 @@ BROKEN_LAMB = {
         *[pytest.param(SGD, f, id=f"SGD: {name}") for name, f in BROKEN_SGD.items()],
         *[pytest.param(UNITS, f, id=f"units: {name}") for name, f in BROKEN_UNITS.items()],
         *[pytest.param(LAMB, f, id=f"LAMB: {name}") for name, f in BROKEN_LAMB.items()],
+        pytest.param(
+            DECAYING,
+            wrapped(table, "with_bounded_decay", lambda real, made, part: made),
+            id="decay that changes signs",
+        ),
         pytest.param(UNCLIPPED, ratios(without_decay), id="LAMB: of u without decay"),
     ],
 )
@@ -183,6 +194,7 @@ def test_a_broken_rule_is_noticed(keywords, break_it, monkeypatch):
         follow_each(problems, backend="reference", steps=STEPS, **keywords)
 
 
-@pytest.mark.parametrize("keywords", [SGD, UNITS, LAMB])
+@pytest.mark.filterwarnings("ignore:lr . step size")
+@pytest.mark.parametrize("keywords", [SGD, UNITS, LAMB, DECAYING])
 def test_the_real_ones_follow(keywords):
     follow(NoisyProblem(), backend="reference", steps=STEPS, **keywords)

@@ -527,9 +527,10 @@ class Launch:
         if self.unit is not None:
             self.select(None)
         self.gradients = [None] * len(self.weights)
-        for row in self.new_moments:
-            self.exp_avgs[row] = self.exp_avg_sqs[row] = None
-        self.new_moments.clear()
+        if self.new_moments:
+            for row in self.new_moments:
+                self.exp_avgs[row] = self.exp_avg_sqs[row] = None
+            self.new_moments.clear()
 
 
 def _enter(entry: MutableMapping[str, Any], values: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ class Table:
             groups[0]["direction"] == self._direction
             and list(map(len, parameters)) == self._group_sizes
             and same_objects(parameters, self._parameters)
-            and not any(weight.numel() for weight in self._empty)
+            and (not self._empty or not any(weight.numel() for weight in self._empty))
             and (not self._frozen or self._all_stay_frozen())
             and all(launch.take_up(state, same_entries=same) for launch in self.launches)
         )
