@@ -7,9 +7,11 @@ Ctrl-C, those of time limits and of clusters, and a data loader's for a worker t
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
@@ -33,6 +35,17 @@ CANDIDATES: tuple[int, ...] = tuple(
 
 DEFAULT, getsignal, set_signal = signal.SIG_DFL, signal.getsignal, signal.signal
 
+_main_thread = threading.main_thread().ident  # to ask costs a step a third of a microsecond
+
+
+def _find_main_thread() -> None:
+    global _main_thread
+    _main_thread = threading.main_thread().ident
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_find_main_thread)  # the thread that forks is the main one
+
 
 class Interrupts:
     """``with Interrupts() as interrupts:`` around a step, ``interrupts.heard()`` around user code.
@@ -48,7 +61,7 @@ class Interrupts:
     __slots__ = ("_held", "_in_main", "_noted")
 
     def __init__(self) -> None:
-        self._in_main = threading.current_thread() is threading.main_thread()
+        self._in_main = get_ident() == _main_thread
         self._held: list[tuple[int, Handler]] = []
         self._noted: dict[int, FrameType | None] = {}
 

@@ -238,6 +238,29 @@ def test_other_threads_leave_handlers_alone():
         assert set(seen) == {signal.default_int_handler}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_the_thread_that_forks_is_the_childs_main_thread():
+    """Handlers run in it."""
+    codes = []
+
+    def fork():
+        if child := os.fork():
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            return
+        held = False
+        try:
+            with handlers(), Interrupts():
+                held = isinstance(signal.getsignal(signal.SIGINT), Interrupts)
+        finally:
+            os._exit(0 if held else 1)
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
 # -- a step that an exception has cut off -----------------------------------------------------
 
 
