@@ -8,6 +8,7 @@ too little.  Whoever clips here keeps the factor, by which the slope is divided.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ def clip(
     return norm, (max_norm / (norm + EPS)).clamp(max=1.0)
 
 
-def product(factor: Tensor | None, other: Tensor) -> Tensor:
-    """Both factors in one."""
-    return other if factor is None else factor * other.to(factor.device)
+@dataclass
+class Clipped:
+    """What the gradients that are there were multiplied by; None where they were not clipped."""
+
+    factor: Tensor | None = None
+    by_the_step: bool = False  # to max_grad_norm, which a step that is tried again need not repeat
+
+    def multiply(self, factor: Tensor) -> None:
+        """Note that they were clipped, perhaps once more."""
+        known = self.factor
+        self.factor = factor if known is None else known * factor.to(known.device)

@@ -20,6 +20,7 @@ ANOTHER_LOSS = 1.5  # a ratio of losses that no other dropout mask explains
 SLOPE_STEP = 0.01  # of the accepted step size: there the loss is still as good as linear
 LONGEST_SLOPE_STEP = 0.1
 LINEAR = 0.1  # a difference between ratios at two step sizes
+LARGEST_DECREASE = 0.01  # of the loss, in the smallest step that it resolves
 RESOLVED = 1000  # rounding errors of the loss that the expected decrease has to exceed
 SLOPE_RATIOS = (0.8, 1.25)  # observed to expected decrease; 0.95 to 1.0 where all is right
 
@@ -69,7 +70,20 @@ class Consistency:
             calls.habits.losses_agree = 1.0 / ANOTHER_LOSS < _ratio(again, first) < ANOTHER_LOSS
         if not calls.habits.losses_agree:
             self._say_that_losses_differ(first, again)
+        calls.habits.scale = max(calls.habits.scale, abs(first))
         return True
+
+    def look_for_a_missing_graph(self, eps: float) -> None:
+        """After a search without success: do trials evaluate another function without a graph?
+
+        That may begin at any time, with ``model.eval()`` for example.
+        """
+        calls = self._calls
+        without = calls.trial()
+        with_graph = calls.trial_with_graph()
+        tolerance = FLAT_ULPS * eps
+        if not _close(without, with_graph, tolerance) and _close(without, calls.trial(), tolerance):
+            calls.habits.needs_graph = True
 
     def _say_that_losses_differ(self, first: float, again: float) -> None:
         found = (
@@ -147,27 +161,35 @@ class Consistency:
             self._once.say("slope", _wrong_slope(ratio, too_small=ratio > high))
         return True
 
-    @staticmethod
     def _observed_to_expected(
-        search: LineSearch, eps: float, decrease_at: Callable[[float], float]
+        self,
+        search: LineSearch,
+        eps: float,
+        decrease_at: Callable[[float], float],
     ) -> float | None:
         """The ratio at a hundredth of the accepted step size, where the loss is nearly linear.
 
         Where the loss does not resolve so little, or nothing was accepted: at the smallest step
-        that it resolves and at half of that, if both tell the same.
+        that it resolves.  What is not as it should be is looked at twice, at half the step, too:
+        a loss that is not linear there, or is mostly rounding, tells nothing.
         """
-        resolved = RESOLVED * eps * abs(search.loss) / search.slope
-        step_size = max(SLOPE_STEP * search.step_size, resolved)
+        # what is rounded is of the size of the loss at first, however small it is now
+        smallest = RESOLVED * eps * max(abs(search.loss), self._calls.habits.scale)
+        if not 0.0 < smallest <= LARGEST_DECREASE * abs(search.loss):
+            return None
 
         def ratio_at(step_size: float) -> float:
             return decrease_at(step_size) / (step_size * search.slope)
 
-        if search.outcome == "accepted" and step_size <= LONGEST_SLOPE_STEP * search.step_size:
-            return ratio_at(step_size)
-        if not 0.0 < resolved < math.inf:
-            return None
-        whole, half = ratio_at(2.0 * resolved), ratio_at(resolved)
-        return half if abs(whole - half) < LINEAR else None
+        step_size = max(SLOPE_STEP * search.step_size, smallest / search.slope)
+        if search.outcome != "accepted" or step_size > LONGEST_SLOPE_STEP * search.step_size:
+            step_size = 2.0 * smallest / search.slope
+        low, high = SLOPE_RATIOS
+        whole = ratio_at(step_size)
+        if low <= whole <= high:
+            return whole
+        half = ratio_at(0.5 * step_size)
+        return half if abs(whole - half) <= LINEAR * max(1.0, abs(half)) else None
 
 
 def _wrong_slope(ratio: float, *, too_small: bool) -> str:

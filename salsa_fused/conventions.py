@@ -7,33 +7,37 @@ already (every other optimizer of torch).  Gradients tell which it is: those tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._torch import versions_of
+from .kernels.layout import has_memory
 from .warning import Once
 
 MARK = "_salsa_fused_left_it"  # on a gradient: its version as a step left it
 MARKED = 32  # gradients are looked at, of however many: whoever accumulates changes nearly all
-SAME_GRADIENT = 1e-3  # a relative difference, below which two gradients are of one loss
+SAME_DIRECTION = 1e-6  # 1 - cos, below which two gradients are of one loss
 
 ACCUMULATED = (
     "gradients were there before step(closure), and the closure's own take their place: what was "
     "accumulated is thrown away. To accumulate, run the micro-batches in `with "
     "optimizer.first_evaluation():`, call backward() on each, and then step(closure, loss=total), "
     "where the closure returns the loss of all of them. Where the gradients are another loss's (a "
-    "GAN's), call optimizer.zero_grad() before step(closure)"
+    "GAN's), or were changed in place, call optimizer.zero_grad() before step(closure)"
 )
 
 FOR_SOMETHING_ELSE = (
     "the closure calls backward() for something other than the loss that it returns: that loss' "
     "own gradient is used, and what the closure left in .grad is not. torch.autograd.grad() in "
-    "place of that backward() silences this"
+    "place of that backward() silences this. (If it was that loss' backward(retain_graph=True) and "
+    "the gradients were changed since, leave out retain_graph)"
 )
 
 
@@ -44,6 +48,7 @@ class Habits:
     needs_graph: bool = False  # trials without a graph fail, or evaluate another function
     backward_is_for_the_loss: bool | None = None  # that a closure calls; None: not seen yet
     losses_agree: bool = True  # of evaluations at the same weights
+    scale: float = 0.0  # the largest loss that was compared
     computes_loss: bool = False  # the last one did
     has_worked: bool = False  # one has
     zeroed: bool = False  # optimizer.zero_grad() was called
@@ -83,10 +88,14 @@ class GradientsAround:
         if habits.backward_is_for_the_loss is None:
             if self._accumulated:  # in one sum with others: cannot be compared
                 return True
-            gradient = _gradient_of(loss, self._parameters)
+            gradient = _gradient_of(loss, self._parameters)  # None: its graph was freed
             if gradient is not None and not any(map(_is_something, self._now())):
                 return False  # only zeroed
-            mine = gradient is None or _are_equal(gradient, self._now(), self._parameters)
+            mine = (
+                gradient is None
+                or not all(map(_is_readable, self._now()))
+                or _are_parallel(gradient, self._now(), self._parameters)
+            )
             habits.backward_is_for_the_loss = mine
         if not habits.backward_is_for_the_loss:
             habits.once.say("backward", FOR_SOMETHING_ELSE)
@@ -100,7 +109,7 @@ class GradientsAround:
         """
         if not any(parameter.requires_grad for parameter in self._parameters):
             return True
-        if not (returned is None or isinstance(returned, (int, float, Tensor))):
+        if not (returned is None or isinstance(returned, (Real, Tensor))):
             return False
         if not self._trials_follow:
             return True
@@ -161,14 +170,25 @@ def has_graph(loss: Any) -> bool:
     return isinstance(loss, Tensor) and loss.requires_grad
 
 
+def is_spent(loss: Tensor, parameters: Sequence[Tensor]) -> bool:
+    """Whether it was differentiated before, so that its graph is gone."""
+    return _gradient_of(loss, parameters) is None
+
+
 def _some_of(parameters: Sequence[Tensor]) -> list[Tensor]:
     chosen = parameters[:: -(-len(parameters) // MARKED) or 1]
     return [gradient for parameter in chosen if (gradient := parameter.grad) is not None]
 
 
 def _is_something(gradient: Tensor | None) -> bool:
-    """Whether it is there, and not all zero."""
-    return gradient is not None and (gradient.layout != torch.strided or bool(gradient.any()))
+    """Whether it is there, and not all zero; one whose memory was freed is nothing."""
+    if gradient is None or gradient.layout != torch.strided:
+        return gradient is not None
+    return has_memory(gradient) and bool(gradient.any())
+
+
+def _is_readable(gradient: Tensor | None) -> bool:
+    return gradient is None or gradient.layout != torch.strided or has_memory(gradient)
 
 
 def _gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:
@@ -183,18 +203,19 @@ def _gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | No
     return [next(found) if parameter.requires_grad else None for parameter in parameters]
 
 
-def _are_equal(
+def _are_parallel(
     gradients: Sequence[Tensor | None],
     others: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
 ) -> bool:
-    """Whether these are the same but for rounding."""
-    difference = scale = 0.0
+    """Whether these are the same but for rounding and one factor, as clipping gives."""
+    products = [0.0, 0.0, 0.0]
     for gradient, other, parameter in zip(gradients, others, parameters):
         if gradient is None and other is None:
             continue
         zero = torch.zeros_like(parameter)
-        a, b = (zero if g is None else g.to_dense() for g in (gradient, other))
-        difference += float((a - b).abs().sum())
-        scale += float(a.abs().sum())
-    return not difference > SAME_GRADIENT * scale
+        a, b = ((zero if g is None else g.to_dense()).double() for g in (gradient, other))
+        for k, (x, y) in enumerate(((a, a), (b, b), (a, b))):
+            products[k] += float((x * y).sum())
+    aa, bb, ab = products
+    return ab >= (1.0 - SAME_DIRECTION) * math.sqrt(aa * bb)

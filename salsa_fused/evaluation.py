@@ -12,7 +12,15 @@ from torch import Tensor
 from . import scaling
 from ._torch import forget_cached_weights
 from .arguments import check_loss
-from .conventions import GradientsAround, Habits, clear, has_graph, mark_gradients, put_back
+from .conventions import (
+    GradientsAround,
+    Habits,
+    clear,
+    has_graph,
+    is_spent,
+    mark_gradients,
+    put_back,
+)
 from .interrupts import Interrupts
 from .kernels.layout import has_memory
 from .replay import Replay
@@ -34,7 +42,7 @@ class Evaluations:
     # defaults on the class: a step without a closure makes one of these, too
     has_loss = False  # one with a graph
     _called_first = False
-    _calls_backward = False
+    calls_backward = False  # the closure itself, on the loss that it returns
     _around: GradientsAround | None = None
     _gradients: list[tuple[Tensor, Tensor]] | None = None
 
@@ -65,7 +73,7 @@ class Evaluations:
     @property
     def with_graph(self) -> bool:
         """Whether trials run with gradients enabled."""
-        return self._calls_backward or self.habits.needs_graph
+        return self.calls_backward or self.habits.needs_graph
 
     # -- the first evaluation -----------------------------------------------------------------
 
@@ -89,7 +97,7 @@ class Evaluations:
             loss = self._closure()
             self.has_loss = has_graph(loss)
             if around.are_of(loss):
-                self._calls_backward = True
+                self.calls_backward = True
             elif not self.has_loss or not any(p.requires_grad for p in self._parameters):
                 if around.are_meant_by(loss):
                     self.habits.computes_loss = False
@@ -100,12 +108,16 @@ class Evaluations:
                     "through autograd (it has no grad_fn): compute it from the model without "
                     ".item(), .detach(), torch.no_grad() or torch.inference_mode(), and return it"
                 )
+            if self.calls_backward and not trials_follow and not isinstance(loss, Tensor):
+                return loss  # nobody needs it
             check_loss(loss, "closure()")
-            if not self._calls_backward:
+            if not self.calls_backward:
+                if around.foreign and not trials_follow and is_spent(loss, self._parameters):
+                    return loss.detach()  # the gradients that are there are its own
                 clear(self._parameters)
                 loss.backward()
-        around.say_what_was_thrown_away(calls_backward=self._calls_backward)
-        if trials_follow and self._calls_backward:
+        around.say_what_was_thrown_away(calls_backward=self.calls_backward)
+        if trials_follow and self.calls_backward:
             self._own_gradients()
         self.habits.computes_loss = self.habits.has_worked = True
         return loss.detach()
@@ -215,12 +227,12 @@ class Evaluations:
 
     def mark_gradients(self) -> None:
         """Mark the gradients that this step leaves: others at the next were accumulated."""
-        self.habits.marked = self._called_first
-        if self._called_first:
-            mark_gradients(self._parameters)
+        self.habits.marked = True
+        mark_gradients(self._parameters)
 
     def _own_gradients(self) -> None:
         """Copies: the closure's next backward may write into the memory of these."""
         for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad = parameter.grad.clone()
+            gradient = parameter.grad
+            if gradient is not None and (gradient.layout != torch.strided or has_memory(gradient)):
+                parameter.grad = gradient.clone()

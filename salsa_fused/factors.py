@@ -17,6 +17,7 @@ from ._torch import parts_of
 Scheduler = TypeVar("Scheduler", bound=LRScheduler)
 
 _with_factors: WeakSet[Optimizer] = WeakSet()
+_surely_factors: WeakSet[Optimizer] = WeakSet()  # of another peak than 1
 _classes: dict[type[LRScheduler], type[LRScheduler]] = {}
 
 
@@ -87,7 +88,19 @@ def as_factor(scheduler: Any, peak: float | None = None) -> Any:
     assert isinstance(scheduler, _AsFactor)
     scheduler.begin(float(peak), loaded is not None)
     _with_factors.add(scheduler.optimizer)
+    if scheduler.peak_lr != 1.0:  # else they may be learning rates all the same
+        _surely_factors.add(scheduler.optimizer)
     return scheduler
+
+
+class Factor(float):
+    """A ``group["lr"]`` that went through :func:`as_factor`; in a state dict it is a float."""
+
+
+def has_factors(optimizer: Optimizer) -> bool:
+    """Whether a scheduler writes factors into its groups, as far as that is known."""
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    return optimizer in _surely_factors or any(isinstance(lr, Factor) for lr in lrs)
 
 
 class _AsFactor(LRScheduler):
@@ -208,7 +221,7 @@ def _function_of(peak: Any, second: Any) -> Callable[[float], float]:
     def factor(lr: float) -> float:
         if not _is_number(lr) or not 0.0 <= float(lr) < math.inf:
             raise ValueError(f"the learning rate must be a number >= 0 and finite, got {lr!r}")
-        return float(lr) / largest
+        return Factor(float(lr) / largest)
 
     return factor
 

@@ -246,6 +246,12 @@ class LineSearch:
         """No step size has ever been accepted, however small: the closure is suspect."""
         return self.skipped and self.rejections > 0 and not self.state.accepted_once
 
+    @property
+    def accepted_a_rise(self) -> bool:
+        """The smoothed criterion held, though this loss rose by more than rounding."""
+        rose = self.trial_loss - self.loss
+        return self.outcome == "accepted" and rose > self._resolution
+
     # -- the rules ----------------------------------------------------------------------------
 
     def first_step_size(self) -> float:

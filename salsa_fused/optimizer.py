@@ -16,15 +16,17 @@ from torch.optim import Optimizer
 from . import arguments, clipping, cycle, loading
 from ._torch import hooked_where_watched, load_hooks, not_compiled, set_grad_mode
 from .arguments import SHARED_SETTINGS
+from .clipping import Clipped
 from .consistency import Consistency
 from .conventions import Habits, mark_gradients
 from .cycle import Units
 from .device_skips import DeviceSkips
 from .evaluation import Closure, Evaluations
+from .factors import has_factors
 from .interrupts import Interrupts, is_running
 from .kernels import Direction, Table
 from .kernels.choice import forced_backend
-from .kernels.parameters import check_no_shared_memory
+from .kernels.parameters import check_gradients_have_memory, check_no_shared_memory
 from .kernels.table import parameters_of
 from .line_search import (
     STATE_NAMES,
@@ -219,7 +221,7 @@ class FusedSaLSa(Optimizer):
         self._habits = Habits()
         self._trouble = Trouble(self._habits.once)
         self._outer_replay: Replay | None = None  # of first_evaluation()
-        self._clipped_by: Tensor | None = None  # the factor on the gradients that are there
+        self._clipped = Clipped()  # the gradients that are there
         self._in_trial = False
         self._stepping = False
         self._device_skips = DeviceSkips()
@@ -246,8 +248,9 @@ class FusedSaLSa(Optimizer):
         A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is one
         whose search accepts no trial, or whose gradients a search finds not finite (on other steps
         only ``check_finite=True`` inspects them).
-        Whatever leaves this method by an exception leaves weights, moments, search state, buffers
-        and random streams as they were.
+        Whatever leaves this method by an exception leaves weights, moments, search state, random
+        streams and (with ``module=``) buffers as they were.  Only a warning that is turned into an
+        error may come when the step is complete.
 
         Returns:
             The loss at the weights before the step, detached; ``None`` without a closure.
@@ -257,8 +260,8 @@ class FusedSaLSa(Optimizer):
                 gradient is sparse or complex; CUDA-graph capture; several ranks.
             TypeError, ValueError: the closure returned something other than a loss.
         """
-        if self._stepping and is_running(FusedSaLSa._step.__code__, self):
-            raise RuntimeError("step() was called inside the closure of a step of this optimizer")
+        if self._stepping:
+            self._refuse_in_a_step("step()")
         with Interrupts() as interrupts:
             recording = torch.is_grad_enabled()
             set_grad_mode(False)
@@ -272,23 +275,26 @@ class FusedSaLSa(Optimizer):
     ) -> Tensor | None:
         if closure is None and loss is None and self._nothing_to_apply:
             return None
-        if not self._trouble.lr_is_plausible:
+        if not self._trouble.lr_is_plausible and not has_factors(self):
             self._trouble.look_at_lr(self.param_groups, self._largest_lr)
         searching = self.search_due
         arguments.check_call(closure, loss, searching)
-        outer, clipped_by = self._outer_replay, self._clipped_by
+        outer, clipped, given = self._outer_replay, self._clipped, loss is not None
         replay = self._replay(closure, loss, searching)
         parameters = parameters_of(self.param_groups) if closure is not None else []
         calls = Evaluations(closure, parameters, replay, interrupts, self._habits)
         try:
             self._stepping = True
             if loss is None and closure is not None:
+                self._clipped = Clipped()  # other gradients
                 loss = calls.first(searching)
-                self._clipped_by = None  # of other gradients
+                if not calls.calls_backward:
+                    self._clipped = Clipped()  # they came later than what the closure clipped
             # cloned: a compiled model may overwrite its output in the next evaluation
             f0 = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            if self.max_grad_norm is not None:
+            if self.max_grad_norm is not None and not self._clipped.by_the_step:
                 self.clip_grad_norm_(self.max_grad_norm)
+                self._clipped.by_the_step = True
             if not self._table.refresh(self.param_groups, self.state):
                 if calls.has_loss:
                     self._trouble.no_gradient()
@@ -313,13 +319,15 @@ class FusedSaLSa(Optimizer):
             try:
                 interrupts.hold()  # an interrupt on the way out of the closure has not done so
             finally:  # and another may come just now
-                self._outer_replay, self._clipped_by = outer, clipped_by  # the same loss again
+                self._outer_replay = outer  # the same loss may be given again
+                if not given:
+                    self._clipped = clipped
                 self._undo(calls, error)
             raise
         finally:
             self._stepping = self._in_trial = False
             self._table.release()
-        self._clipped_by = None
+        self._clipped = Clipped()
         if closure is None:
             self._habits.marked = False
         else:
@@ -338,14 +346,22 @@ class FusedSaLSa(Optimizer):
         return f0
 
     def _undo(self, calls: Evaluations, error: BaseException) -> None:
-        """Put back all that a step has changed, whatever fails on the way."""
-        try:
-            self._table.restore()
-        except Exception as lost:
+        """Put back all that a step has changed, whatever fails on the way.
+
+        Raises:
+            RuntimeError: user code has freed or replaced what was to be put back; ``error`` is its
+                cause. One that is to end the process (Ctrl-C) is raised itself, with a note.
+        """
+        lost = None
+        for undo in (self._table.restore, self._table.forget, calls.abandon):
+            try:
+                undo()
+            except Exception as failed:
+                lost = lost or failed
+        if lost is not None and isinstance(error, Exception):
             raise lost from error
-        finally:
-            self._table.forget()  # an exception of a moment may have left it half changed
-            calls.abandon()
+        if lost is not None and hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(str(lost))
 
     def _search(self, calls: Evaluations, f0: Tensor) -> LineSearch:
         """Try step sizes until one is accepted; the weights are left at the last trial point."""
@@ -357,7 +373,9 @@ class FusedSaLSa(Optimizer):
             checks = self._consistency(calls)
             self._replay_checks += checks.evaluate_again(f0)
         slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
-        loss, slope, skipped = _to_host(f0, slopes, self._device_skips.unheard, self._clipped_by)
+        loss, slope, skipped = _to_host(
+            f0, slopes, self._device_skips.unheard, self._clipped.factor
+        )
         sign = self._sign
         search.hear_of_skipped(skipped)
         eps = torch.finfo(f0.dtype).eps
@@ -368,6 +386,8 @@ class FusedSaLSa(Optimizer):
                 checks.look_at_side_effects()
             if search.trying:
                 self._table.next_trial(self.param_groups, search.step_size)
+        if self._trouble.goes_on(search) and not calls.with_graph:
+            self._consistency(calls).look_for_a_missing_graph(eps)
         if search.trials > 0 and self._checks_are_due(self._slope_checks):
             self._compare_slope(calls, search, eps)
         calls.end_trials()
@@ -404,7 +424,7 @@ class FusedSaLSa(Optimizer):
         Without it all trials of a step share one dropout mask, but not the mask of ``loss``.
         Only forward and backward passes belong inside, no data is drawn there.
         """
-        self._outer_replay = self._clipped_by = None
+        self._outer_replay, self._clipped = None, Clipped()
         replay = self._new_replay(self.search_due)
         try:
             yield
@@ -419,25 +439,32 @@ class FusedSaLSa(Optimizer):
         """Clip the gradients that are there, before ``step(closure, loss=loss)``.
 
         As ``torch.nn.utils.clip_grad_norm_`` for all parameters of this optimizer; but the next
-        step knows the factor, and its search tests the slope of the gradients as they were.
+        step knows the factor, and its search tests the slope of the gradients as they were. It may
+        stand in a closure that calls ``backward`` itself, too.
         (torch's own shrinks that slope: the search then accepts steps that are too long.)
 
         Returns:
             The total norm before clipping.
         """
         arguments.check_max_grad_norm(max_norm, "max_norm")
+        check_gradients_have_memory(self.param_groups)
         norm, factor = clipping.clip(
             parameters_of(self.param_groups), max_norm, norm_type, error_if_nonfinite
         )
-        self._clipped_by = clipping.product(self._clipped_by, factor)
+        if not self._in_trial:  # then they are of no step
+            self._clipped.multiply(factor)
         return norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as every optimizer of torch, and forget what was noted of them."""
         self._habits.zeroed = True
         if not self._stepping:
-            self._outer_replay = self._clipped_by = None
+            self._outer_replay, self._clipped = None, Clipped()
         super().zero_grad(set_to_none)
+
+    def _refuse_in_a_step(self, what: str) -> None:
+        if self._stepping and is_running(FusedSaLSa._step.__code__, self):
+            raise RuntimeError(f"{what} was called inside the closure of a step of this optimizer")
 
     # -- what a user reads --------------------------------------------------------------------
 
@@ -501,6 +528,8 @@ class FusedSaLSa(Optimizer):
         Raises:
             TypeError, ValueError: as the constructor; the optimizer is then as it was.
         """
+        if not self._constructing:
+            self._refuse_in_a_step("add_param_group()")
         used = isinstance(param_group, dict) and param_group.keys() >= set(STATE_NAMES)
         if self.param_groups and isinstance(param_group, dict):
             first = self.param_groups[0]
@@ -550,11 +579,13 @@ class FusedSaLSa(Optimizer):
         Raises:
             ValueError: groups or shapes do not match; nothing is changed then.
         """
+        self._refuse_in_a_step("load_state_dict()")
         state_dict = state_dict.copy()
         for pre_hook in load_hooks(self, "before"):
             state_dict = pre_hook(self, state_dict) or state_dict
         state, groups = loading.read(state_dict, self.param_groups)
         self.__setstate__({"state": state, "param_groups": groups})
+        self._trouble.loaded_a_small_lr = self._largest_lr < arguments.LOWEST_PLAUSIBLE_LR
         for post_hook in load_hooks(self, "after"):
             post_hook(self)
 
@@ -578,7 +609,7 @@ class FusedSaLSa(Optimizer):
             self.__dict__.setdefault(name, value)
         self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
-        self._outer_replay = self._clipped_by = None
+        self._outer_replay, self._clipped = None, Clipped()
         self._device_skips = DeviceSkips()
         self._constructing = self._stepping = self._in_trial = False
         self._table = self.table_class(forced_backend(self._backend))

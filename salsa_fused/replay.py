@@ -12,13 +12,15 @@ import random
 import re
 import sys
 from collections.abc import Collection, Iterable
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import torch
 from torch import nn
 
 from ._torch import copy_each
-from .kernels.layout import is_lazy, overlaps_itself
+from .kernels.layout import has_memory, is_lazy, overlaps_itself
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -94,8 +96,25 @@ class _Buffers:
         for buffer, place in self.places:
             if buffer.data_ptr() != place.data_ptr() or buffer.shape != place.shape:
                 buffer.data = place
-        if self.memory:
-            copy_each(self.memory, self.copies)
+        there = list(map(has_memory, self.memory))
+        if any(there):
+            copy_each(list(compress(self.memory, there)), list(compress(self.copies, there)))
+        if not all(there):
+            raise RuntimeError(self._say_which(list(map(not_, there))))
+
+    def _say_which(self, lost: list[bool]) -> str:
+        gone = {id(buffer) for buffer, _ in compress(self.places, lost)}
+        labels = [
+            f"buffer {name!r} of {type(owner).__name__}"
+            for owner, buffers in self.owners
+            for name, buffer in buffers.items()
+            if id(buffer) in gone
+        ]
+        return (
+            f"{', '.join(labels)}: its memory was freed or cut short while the closure ran, and "
+            "what was in it before cannot be put back; everything else was. Load it from a "
+            "checkpoint, and let the closure write into buffers, not free them"
+        )
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
@@ -105,6 +124,7 @@ def _has_plain_memory(buffer: torch.Tensor) -> bool:
         and not buffer.is_quantized
         and not buffer.is_nested
         and not is_lazy(buffer)
+        and (buffer.data_ptr() != 0 or buffer.numel() == 0)  # else its memory was given back
     )
 
 

@@ -20,9 +20,9 @@ from .warning import Once
 Groups = Sequence[Mapping[str, Any]]
 
 IN_A_ROW = 10  # steps or searches without success: no accident any more
-LONGEST_WARM_UP = 200  # steps in which a warm-up has come to a plausible factor
-PATIENCE = 50  # the same for a factor that no scheduler of torch sets
+LONGEST_WARM_UP = 10_000  # steps in which a warm-up would come to a plausible factor
 CONSTANT = 3  # steps after which a factor that does not rise is no warm-up
+LONGEST_EPOCH = 200  # the same where a scheduler may step once an epoch
 
 FLAT = (
     f"{IN_A_ROW} searches in a row have found no difference between losses, though the gradients "
@@ -39,6 +39,13 @@ NO_SLOPE = (
     "loss does not depend on the weights any more; or it is at its minimum"
 )
 
+RISING = (
+    f"{IN_A_ROW} searches in a row have accepted a step that raised its own batch's loss: what "
+    "earlier searches gained pays for it. Likely causes: gradients that point uphill (a sign, a "
+    "reversal, a loss that is not the one that is differentiated), trials that are another "
+    "function than the gradients' (see check_replay), or training that has converged"
+)
+
 NO_GRADIENT = (
     "the loss that the closure returned has a graph, but none of this optimizer's parameters got "
     "a gradient: nothing is trained. Is it the loss of another model, or were the model's "
@@ -52,11 +59,18 @@ class Trouble:
 
     def __init__(self, once: Once) -> None:
         self._once = once
-        self.skipped = self.flat = self.without_slope = 0  # in a row
+        self.skipped = self.flat = self.without_slope = self.rising = 0  # in a row
         self._small_lr = 0  # steps with one
         self._last_lr = 0.0
         self._lr_did_not_rise = 0
         self.lr_is_plausible = False  # it was, once
+        self.loaded_a_small_lr = False
+
+    def goes_on(self, search: LineSearch) -> bool:
+        """Whether trials are again not what the gradients promise."""
+        if search.outcome == "exhausted":
+            return self.skipped >= 1
+        return search.accepted_a_rise and self.rising >= 2
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -80,6 +94,9 @@ class Trouble:
                 self.without_slope, self.flat = 0, self.flat + 1
         else:
             self.without_slope = self.flat = 0
+        self.rising = self.rising + 1 if search.accepted_a_rise else 0
+        if self.rising >= IN_A_ROW:
+            self._once.say("rising", RISING)
         if self.flat >= IN_A_ROW:
             self._once.say("flat", FLAT)
         if self.without_slope >= IN_A_ROW:
@@ -111,16 +128,26 @@ class Trouble:
     def look_at_lr(self, groups: Groups, largest: float) -> None:
         """Notice a learning rate that was written where a factor belongs, after construction.
 
-        A warm-up begins small, too: it rises, and comes from a scheduler whose base is 1.
+        A warm-up begins small, too, but it rises, and comes to a plausible factor in time.
         """
-        resumed = self._small_lr == 0 and groups[0]["steps"] >= LONGEST_WARM_UP
-        is_a_rate = groups[0]["search_period"] is None
-        if largest >= LOWEST_PLAUSIBLE_LR or resumed or is_a_rate:
+        peaks = [float(group["max_lr"]) for group in groups if "max_lr" in group]
+        if (
+            max([largest, *peaks]) >= LOWEST_PLAUSIBLE_LR
+            or groups[0]["search_period"] is None
+            or (self._small_lr == 0 and self.loaded_a_small_lr)  # at the end of its schedule
+        ):
             self.lr_is_plausible = True
         elif largest > 0.0:
             self._small_lr += 1
-            self._lr_did_not_rise += largest <= self._last_lr
-            if _is_no_warm_up(groups, self._small_lr, self._lr_did_not_rise):
+            rise = largest - self._last_lr
+            self._lr_did_not_rise = 0 if rise > 0.0 else self._lr_did_not_rise + 1
+            # OneCycleLR and CyclicLR say where they go to; other schedulers of torch begin with
+            # the constructor's lr, and may step once an epoch
+            scheduled = not peaks and any("initial_lr" in group for group in groups)
+            patience = LONGEST_EPOCH if scheduled else CONSTANT
+            missing = LOWEST_PLAUSIBLE_LR - largest
+            never = self._small_lr >= IN_A_ROW and 0.0 < rise * LONGEST_WARM_UP < missing
+            if peaks or never or self._lr_did_not_rise >= patience:
                 self.say_of_lr(largest)
         self._last_lr = largest
 
@@ -135,16 +162,6 @@ class Trouble:
             "its peak: salsa_fused.schedules.as_factor(scheduler), or "
             'group["lr"] = learning_rate / peak_learning_rate (max_lr=1.0 for OneCycleLR)',
         )
-
-
-def _is_no_warm_up(groups: Groups, steps: int, did_not_rise: int) -> bool:
-    peaks = [float(group["max_lr"]) for group in groups if "max_lr" in group]
-    if peaks and max(peaks) < LOWEST_PLAUSIBLE_LR:  # OneCycleLR's and CyclicLR's
-        return True
-    bases = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
-    if bases:  # a scheduler of torch: its factors act on this
-        return steps > (LONGEST_WARM_UP if max(bases) >= LOWEST_PLAUSIBLE_LR else CONSTANT)
-    return did_not_rise >= CONSTANT or steps > PATIENCE
 
 
 def _why_skipped(groups: Groups, loss: float, times: int) -> str:

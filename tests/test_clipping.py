@@ -233,3 +233,82 @@ def test_nothing_is_said_of_honest_losses(dtype, seed, direction):
         offset = FusedSaLSa(net.parameters(), module=net, direction=direction)
         offset.step(lambda: make_closure(net)() + 1000.0)
         offset.step(lambda: make_closure(net)() - 1000.0)
+
+
+def regression_of_prices(direction):
+    """Targets of 2e5: at a hundredth of the accepted step the loss is far from linear."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 8)
+    y = 2e5 + 1e5 * x[:, :1] * x[:, 1:2]
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
+    return net, x, y, {"direction": direction}
+
+
+def interpolation(direction):
+    """After ten steps the loss is 1e-9, and mostly rounding of outputs that are 5."""
+    torch.manual_seed(1)
+    x = torch.randn(512, 10)
+    return nn.Linear(10, 1), x, x @ torch.randn(10, 1), {"direction": direction}
+
+
+@pytest.mark.parametrize("direction", ["adam", "sgd", "lamb"])
+@pytest.mark.parametrize("build", [regression_of_prices, interpolation])
+def test_nothing_is_said_of_losses_that_are_hard_to_measure(build, direction):
+    net, x, y, keywords = build(direction)
+    optimizer = FusedSaLSa(net.parameters(), **keywords)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="after a small step")
+        for _ in range(25):
+            optimizer.step(lambda: (net(x) - y).square().mean())
+
+
+@pytest.mark.parametrize("direction", ["adam", "sgd", "lamb"])
+def test_the_method_in_a_closure_that_calls_backward_itself(direction):
+    """As in a trainer's hook; trials call it, too, and that counts for nothing."""
+    found = []
+    for how in ("constructor", "closure"):
+        net, x, y = classification()
+        limit = {"max_grad_norm": 0.05} if how == "constructor" else {}
+        optimizer = FusedSaLSa(net.parameters(), direction=direction, **limit)
+        slopes = []
+        for step in range(25):
+            chosen = torch.randint(0, 2000, (32,), generator=torch.Generator().manual_seed(step))
+
+            def closure(chosen=chosen, net=net, optimizer=optimizer, how=how, x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
+                loss.backward()
+                if how == "closure":
+                    optimizer.clip_grad_norm_(0.05)
+                return loss
+
+            optimizer.step(closure)
+            slopes.append(optimizer.last_search.slope)
+        found.append(slopes)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_step_that_is_tried_again_clips_once():
+    found = []
+    for fails in (False, True):
+        net = make_net(norm=False, dropout=0.0)
+        optimizer = FusedSaLSa(net.parameters(), max_grad_norm=0.05, check_replay=False)
+        for step in range(12):
+            evaluate, failing = make_closure(net, step), fails and step == 4
+
+            def closure(evaluate=evaluate, optimizer=optimizer):
+                nonlocal failing
+                if optimizer.in_trial and failing:
+                    failing = False
+                    raise KeyError
+                return evaluate()
+
+            optimizer.zero_grad()
+            loss = evaluate()
+            loss.backward()
+            try:
+                optimizer.step(closure, loss=loss)
+            except KeyError:
+                optimizer.step(closure, loss=loss)
+        found.append(([p.detach().clone() for p in net.parameters()], optimizer.step_size))
+    assert all(map(torch.equal, found[0][0], found[1][0])) and found[0][1] == found[1][1]

@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 
 import salsa_fused
 from salsa_fused import FusedSaLSa
+from salsa_fused.factors import Factor
 from salsa_fused.schedules import AdaptiveFineTuning, as_factor
 
 pytestmark = pytest.mark.filterwarnings(
@@ -368,7 +369,7 @@ def test_what_is_no_scheduler(given):
 def test_rates_by_hand():
     factor = as_factor(6e-4)
     assert factor(6e-4) == 1.0 and factor(0) == 0.0 and factor(3e-4) == 0.5
-    assert type(factor(np.float64(3e-4))) is type(factor(torch.tensor(3e-4))) is float
+    assert type(factor(np.float64(3e-4))) is type(factor(torch.tensor(3e-4))) is Factor
     assert as_factor(np.float32(0.5))(0.25) == 0.5
     for lr in (-1e-3, math.nan, math.inf, "3e-4", None, True, torch.ones(2)):
         with pytest.raises(ValueError, match="the learning rate must be"):

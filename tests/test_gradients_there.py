@@ -290,3 +290,61 @@ def test_frozen_weights_with_a_loss_that_depends_on_others():
     optimizer = FusedSaLSa(inner.parameters())
     with pytest.warns(UserWarning, match="nothing is trained"):
         optimizer.step(lambda: (inner(torch.ones(2, 6)) * adapter).sum())
+
+
+# -- torch's conventions without a search -----------------------------------------------------
+
+
+def retained_and_clipped(net, optimizer, step):
+    optimizer.zero_grad()
+    loss = make_closure(net, step)()
+    loss.backward(retain_graph=True)
+    nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    return loss
+
+
+def returns_none(net, optimizer, step):
+    optimizer.zero_grad()
+    make_closure(net, step)().backward()
+
+
+def returns_a_number(net, optimizer, step):
+    optimizer.zero_grad()
+    loss = make_closure(net, step)()
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("style", [retained_and_clipped, returns_none, returns_a_number])
+def test_a_closure_is_understood_as_by_adamw(style):
+    results = []
+    for build in (
+        lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1.0, weight_decay=0.0),
+        lambda p: FusedSaLSa(p, lr=1e-2, eps=1.0, search_period=None),
+    ):
+        net = make_net(norm=False, dropout=0.0)
+        optimizer = build(net.parameters())
+        for step in range(6):
+            optimizer.step(lambda n=net, o=optimizer, s=step: style(n, o, s))
+        results.append([p.detach() for p in net.parameters()])
+    for ours, theirs in zip(*results):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_loss_that_was_differentiated_before():
+    """The loop has called backward(), and the closure hands the loss over."""
+    results = []
+    for build in (
+        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
+        lambda p: FusedSaLSa(p, lr=1e-2, search_period=None),
+    ):
+        net = make_net(norm=False, dropout=0.0)
+        optimizer = build(net.parameters())
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = make_closure(net, step)()
+            loss.backward()
+            optimizer.step(lambda loss=loss: loss)
+        results.append([p.detach() for p in net.parameters()])
+    for ours, theirs in zip(*results):
+        assert torch.allclose(ours, theirs, atol=1e-6)

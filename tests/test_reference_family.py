@@ -365,8 +365,9 @@ def test_trust_ratio_has_the_decay_in_its_norm():
 @pytest.mark.parametrize(
     "decay, trust_clip, trust, left",  # lr eta is 8, u is decay times w
     [
-        (0.1, None, 10.0, 1 - 8.0),  # x = 0.8: as it is
-        (4.0, None, 0.25, 1 - 8 / 33),  # x = 32: 8 * 0.25 * 4 / 33
+        (0.01, None, 100.0, 1 - 8 / 9),  # nothing bounds r: x = 8 * r * decay
+        (4.0, None, 0.25, 1 - 8 / 9),
+        (0.1, None, 10.0, 1 - 8 / 9),
         (0.25, 0.5, 0.5, 1 - 1 / 3),  # x = 2: 8 * 0.5 * 0.25 / 3
         (0.25, 4.0, 4.0, 1 - 8 / 9),  # x = 8: 8 * 4 * 0.25 / 9
         (0.03, 4.0, 4.0, 1 - 0.96),  # x = 0.96: as it is

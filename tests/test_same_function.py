@@ -383,3 +383,26 @@ def test_state_in_attributes_is_named():
     optimizer = FusedSaLSa(net.parameters(), module=net)
     with pytest.warns(UserWarning, match="no state in the model's attributes"):
         optimizer.step(lambda: (net(x) - y).square().mean())
+
+
+@pytest.mark.parametrize("evaluates_from", [0, 30])
+def test_a_graph_that_is_missing_is_looked_for_whenever_searches_fail(evaluates_from):
+    """Without check_replay, and where the model goes to eval() later."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    encoder, head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 1)
+    net = nn.ModuleList([encoder, head])
+    x, y = torch.randn(16, 5, 8), torch.randn(16, 5, 1)
+    padding = torch.arange(5)[None] >= torch.randint(2, 6, (16, 1))
+    optimizer = FusedSaLSa(net.parameters(), check_replay=evaluates_from > 0)
+    losses = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="10 searches in a row have accepted")
+        for step in range(130):
+            net.train(step < evaluates_from)
+            loss = optimizer.step(
+                lambda: (head(encoder(x, src_key_padding_mask=padding)) - y).square().mean()
+            )
+            losses.append(loss.item())
+    assert optimizer._habits.needs_graph and optimizer.skipped_steps < 5
+    assert losses[-1] < 0.8 * losses[50] and optimizer.step_size > 1e-4

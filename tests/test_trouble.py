@@ -13,6 +13,7 @@ from models import make_batch, make_closure, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa, settings
+from salsa_fused.schedules import as_factor
 
 
 def said_by(run, *arguments):
@@ -220,6 +221,7 @@ def writing(rate):
         lambda step: 6e-4 * (1.0 - step / 100),
         lambda step: 1e-3 * min(1.0, (step + 1) / 10) * (1.0 - step / 100),
         lambda step: torch.tensor(3e-4),
+        lambda step: 6e-4 * min(1.0, (step + 1) / 2000),
     ],
 )
 def test_an_absolute_learning_rate_in_the_groups(rate):
@@ -252,6 +254,10 @@ def test_a_scheduler_with_absolute_values(make):
     "make",
     [
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=100),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=10_000),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 10_000)),
+        lambda o: as_factor(torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1e-3, total_steps=100)),
+        lambda o: as_factor(torch.optim.lr_scheduler.CyclicLR(o, base_lr=1e-5, max_lr=1e-2)),
         lambda o: torch.optim.lr_scheduler.LinearLR(o, 1e-3, total_iters=60),
         lambda o: torch.optim.lr_scheduler.LinearLR(o, 1e-3, total_iters=2000),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: step / 50),
@@ -266,10 +272,19 @@ def test_factors_and_warm_ups_are_right(make):
     assert not said_by(steps, optimizer, net, 120, lambda step: 0 < step < 99 and scheduler.step())
 
 
-def test_a_warm_up_written_by_hand():
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda step: min(1.0, step / 200),
+        lambda step: min(1.0, step / 2000),
+        lambda step: min(1.0, 1e-3 * 1.03**step),
+        lambda step: as_factor(6e-4)(6e-4 * min(1.0, (step + 1) / 100_000)),
+    ],
+)
+def test_a_warm_up_written_by_hand(rate):
     net = make_net(norm=False)
     optimizer = FusedSaLSa(net.parameters())
-    assert not said_by(writing(lambda step: min(1.0, step / 200)), net, optimizer, 60)
+    assert not said_by(writing(rate), net, optimizer, 120)
 
 
 def test_without_a_search_lr_is_a_learning_rate():
@@ -295,6 +310,16 @@ def test_a_run_that_goes_on_at_the_end_of_its_schedule():
     resumed = FusedSaLSa(net.parameters())
     resumed.load_state_dict(saved)
     assert not said_by(steps, resumed, net, 20)
+
+
+def test_a_learning_rate_after_a_run_was_resumed():
+    net = make_net(norm=False)
+    optimizer = FusedSaLSa(net.parameters())
+    steps(optimizer, net, 210)
+    resumed = FusedSaLSa(net.parameters())
+    resumed.load_state_dict(optimizer.state_dict())
+    (found,) = said_by(writing(lambda step: 1e-3), net, resumed, 20)
+    assert LR in found
 
 
 def test_a_frozen_head_and_a_small_factor():

@@ -5,6 +5,7 @@ And the table is of use again, wherever an exception left it.
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -278,3 +279,132 @@ def test_what_is_half_cut_is_cut_again(monkeypatch):
     monkeypatch.setattr(launch, "cut", cut)
     assert table.refresh(groups, state)
     table.final_write(groups, 0.5)
+
+
+# -- what else user code may free -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [0, 0.5], ids=["freed", "cut short"])
+@pytest.mark.parametrize("in_trial", [False, True])
+@pytest.mark.parametrize("search_period", [1, None])
+def test_a_closure_that_frees_a_buffer(search_period, in_trial, part):
+    if in_trial and search_period is None:
+        pytest.skip("there are no trials")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 64), nn.BatchNorm1d(64), nn.Linear(64, 1))
+    optimizer = FusedSaLSa(net.parameters(), module=net, search_period=search_period)
+    x = torch.randn(16, 5)
+    optimizer.step(lambda: net(x).square().mean())
+    before = [p.detach().clone() for p in net.parameters()], net[1].running_var.clone()
+    stream = torch.get_rng_state()
+
+    def closure():
+        if optimizer.in_trial == in_trial:
+            storage = net[1].running_mean.untyped_storage()
+            storage.resize_(int(part * storage.nbytes()))
+            torch.rand(1)
+            raise ValueError("of the user")
+        return net(x).square().mean()
+
+    with pytest.raises(RuntimeError, match="buffer 'running_mean' of BatchNorm1d") as caught:
+        optimizer.step(closure)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert all(map(torch.equal, before[0], [p.detach() for p in net.parameters()]))
+    assert torch.equal(net[1].running_var, before[1])
+    assert torch.equal(torch.get_rng_state(), stream)
+    net[1].running_mean = torch.zeros(64)
+    optimizer.step(lambda: net(x).square().mean())
+
+
+@pytest.mark.parametrize("search_period", [1, None])
+def test_a_gradient_that_was_freed_between_steps(search_period):
+    """It is of the step before: nobody needs it."""
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = FusedSaLSa([weight], search_period=search_period, lr=0.1)
+    for _ in range(3):
+        optimizer.step(lambda: weight.square().sum())
+        weight.grad = torch.ones(4)
+        weight.grad.untyped_storage().resize_(0)
+    assert optimizer.metrics()["steps"] == 3
+
+
+@pytest.mark.parametrize("search_period", [1, None])
+def test_a_closure_that_frees_its_gradient(search_period):
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = FusedSaLSa([weight], search_period=search_period, lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        weight.grad.untyped_storage().resize_(0)
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"gradient of parameter 0 .* no memory"):
+        optimizer.step(closure)
+    assert torch.equal(weight.detach(), torch.ones(4))
+
+
+def test_clipping_a_gradient_without_memory_is_an_error():
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = FusedSaLSa([weight], search_period=None, max_grad_norm=1.0)
+    weight.grad = torch.ones(4)
+    weight.grad.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"gradient of parameter 0 .* no memory"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_closure_that_frees_a_moment(backend):
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = FusedSaLSa([weight], backend=backend, check_replay=False)
+    optimizer.step(lambda: weight.square().sum())
+    before = weight.detach().clone()
+
+    def closure():
+        if optimizer.in_trial:
+            optimizer.state[weight]["exp_avg"].untyped_storage().resize_(0)
+        return weight.square().sum()
+
+    with pytest.raises(RuntimeError, match="the optimizer's state"):
+        optimizer.step(closure)
+    assert torch.equal(weight.detach(), before)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_is_not_hidden_by_what_was_lost(end):
+    """A loop that goes on after every Exception would go on after Ctrl-C, too."""
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = FusedSaLSa([first, second], check_replay=False)
+
+    def closure():
+        if optimizer.in_trial:
+            first.data = torch.zeros(5)
+            raise end
+        return first.square().sum() + second.square().sum()
+
+    with pytest.raises(end) as caught:
+        optimizer.step(closure)
+    assert "could not be put back" in caught.value.__notes__[0]
+    assert torch.equal(second.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("what", ["load_state_dict", "add_param_group"])
+def test_what_would_pull_the_step_from_under_itself_is_refused(what):
+    weight = nn.Parameter(torch.full((3,), 5.0))
+    optimizer = FusedSaLSa([weight], check_replay=False)
+    saved = copy.deepcopy(optimizer.state_dict())
+
+    def closure():
+        if optimizer.in_trial and what == "load_state_dict":
+            optimizer.load_state_dict(saved)
+        elif optimizer.in_trial:
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        return weight.square().sum()
+
+    with pytest.raises(RuntimeError, match=rf"{what}\(\) was called inside the closure"):
+        optimizer.step(closure)
+    assert torch.equal(weight.detach(), torch.full((3,), 5.0))
+    optimizer.load_state_dict(saved)
+    optimizer.step(lambda: weight.square().sum())

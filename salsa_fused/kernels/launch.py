@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .chunks import Chunks, cut
 from .interface import AdamClass, Backend, Direction
-from .layout import has_memory, is_dense, moment_like, readable_gradient
+from .layout import NO_MEMORY, has_memory, is_dense, moment_like, readable_gradient
 from .saved import NO_ROOM, Room, room_for
 from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
 
@@ -32,11 +32,6 @@ is_neg = Tensor.is_neg
 
 Part = tuple[int | None, bool]  # (unit, others) of a launch
 ALL: Part = (None, False)
-
-NO_MEMORY = (
-    "{} has no memory of its own: its storage was freed (`resize_(0)`), or it is a tensor "
-    "subclass that only describes others; give it its memory back before the step"
-)
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -185,6 +180,11 @@ class Launch:
             raise RuntimeError(
                 "the closure replaced a weight by one of another shape, dtype, device or memory "
                 "order between the first evaluation and a trial"
+            )
+        if self.direction != "sgd" and not self._moments_stay():
+            raise RuntimeError(
+                "the closure moved, resized or freed the optimizer's state between the first "
+                "evaluation and a trial"
             )
         if self.rows_version == version:
             return False

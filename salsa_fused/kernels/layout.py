@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+NO_MEMORY = (
+    "{} has no memory of its own: its storage was freed (`resize_(0)`), or it is a tensor "
+    "subclass that only describes others; give it its memory back before the step"
+)
+
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether it has no shape yet."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layout import is_dense, is_lazy, overlaps_itself, parameter_label
+from .layout import NO_MEMORY, is_dense, is_lazy, overlaps_itself, parameter_label
 
 
 def takes_part(parameter: Tensor) -> bool:
@@ -72,6 +72,18 @@ def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
                 f"{label} and {next_label} share memory: tie weights by using one parameter in "
                 "both places (a.weight = b.weight, not a.weight.data = b.weight.data)"
             )
+
+
+def check_gradients_have_memory(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError where a gradient's memory was given back: torch would read it."""
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            gradient = parameter.grad
+            if gradient is None or gradient.layout != torch.strided or gradient.data_ptr():
+                continue
+            if gradient.numel() > 0:
+                label = f"the gradient of {parameter_label(group, index)}"
+                raise RuntimeError(NO_MEMORY.format(label))
 
 
 def _is_plain_parameter(parameter: Tensor) -> bool:

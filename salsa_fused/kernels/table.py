@@ -261,6 +261,9 @@ class Table:
 
     def _bound_decay(self, groups: Groups, step_size: float | list[float]) -> None:
         """See to it that the final write turns no weight's sign by decay, and warn beforehand."""
+        unbounded = self._direction == "lamb" and groups[0]["trust_clip"] is None
+        if unbounded:
+            self._bound_ratios()
         ratio = largest_ratio(groups[0]) if self._direction == "lamb" else 1.0
         for launch in self.launches:
             for k, made in enumerate(launch.classes):
@@ -272,7 +275,16 @@ class Table:
                     index, _ = launch.class_keys[k]
                     size = step_size[index] if isinstance(step_size, list) else step_size
                     warn_of_decay(groups, index, size, part, ratio)
-                launch.classes[k] = with_bounded_decay(made, part)
+                if not unbounded:
+                    launch.classes[k] = with_bounded_decay(made, part)
+
+    def _bound_ratios(self) -> None:
+        """Where nothing bounds LAMB's ratios, the decay is bounded by them: row by row."""
+        for launch in self.launches:
+            assert launch.ratios is not None
+            parts = [launch.classes[k].step * launch.classes[k].weight_decay for k in launch.klass]
+            part = launch.ratios * launch.ratios.new_tensor(parts)
+            launch.ratios = torch.where(part < 1.0, launch.ratios, launch.ratios / (1.0 + part))
 
 
 def as_list(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -35,7 +35,14 @@ class ReferenceLAMB(ReferenceSaLSa):
         """The ratio is that of lambda, also where the decay written is less."""
         update = self._update(i, gi, group)
         r = self.trust[i] = self._trust_ratio(i, update, group)
+        if math.isinf(self.trust_clip):  # nothing bounds r: it bounds the decay's part
+            part = r * self.step_of_decay
+            r = r / (1 + part) if part >= 1 else r
         return r * (update + decay * self.params[i])
+
+    def _decay(self, group: dict[str, Any], eta: float) -> float:
+        self.step_of_decay = group["lr"] * eta * group["weight_decay"]
+        return group["weight_decay"] if math.isinf(self.trust_clip) else super()._decay(group, eta)
 
     def _trust_ratio(self, i: int, update: Array, group: dict[str, Any]) -> float:
         w = self.params[i]
