@@ -21,6 +21,7 @@ from torch import nn
 
 from ._torch import copy_each
 from .kernels.layout import has_memory, is_lazy, overlaps_itself
+from .numpy_stream import state_of
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -37,7 +38,7 @@ class _Snapshot:
         self.python = random.getstate()
         self.numpy: Any = None
         if (numpy := sys.modules.get("numpy")) is not None:
-            self.numpy = numpy.random.get_state()
+            self.numpy = state_of(numpy)
         self.cpu = torch.get_rng_state()
         self.devices = {
             device: torch.get_device_module(device).get_rng_state(*_which(device))

@@ -6,13 +6,15 @@ import itertools
 import random
 import warnings
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from models import make_batch, make_closure, make_net
 from torch import nn
 
-from salsa_fused import FusedSaLSa
+from salsa_fused import FusedSaLSa, numpy_stream
 from salsa_fused.replay import Replay
 
 
@@ -298,3 +300,37 @@ def test_the_generators_of_other_devices_are_replayed(name, named, monkeypatch):
         Generator.position += 3
     replay.resume()
     assert Generator.position == 8
+
+
+DRAWS = {
+    "nothing": lambda: None,
+    "a number": np.random.rand,
+    "a deviate": np.random.randn,  # NumPy makes two, and keeps one
+    "many": lambda: np.random.rand(1000),
+    "a seed": lambda: np.random.seed(3),
+    "a state": lambda: np.random.set_state(np.random.RandomState(5).get_state()),
+    "an integer": lambda: np.random.randint(0, 100),
+    "a shuffle": lambda: np.random.shuffle(list(range(9))),
+}
+
+
+@hypothesis.given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=12))
+def test_numpys_state_is_known_whatever_was_drawn(draws):
+    for draw in draws:
+        DRAWS[draw]()
+        found, expected = numpy_stream.state_of(np), np.random.get_state()
+        assert found[0] == expected[0] and np.array_equal(found[1], expected[1])
+        assert found[2:] == expected[2:]
+
+
+def test_another_generator_of_numpys():
+    before = np.random.get_bit_generator()
+    try:
+        for generator in (np.random.MT19937(1), np.random.MT19937(2), np.random.PCG64(1)):
+            np.random.set_bit_generator(generator)
+            found, expected = numpy_stream.state_of(np), np.random.get_state(legacy=False)
+            np.random.rand(3)
+            np.random.set_state(found)
+            assert str(np.random.get_state(legacy=False)) == str(expected)
+    finally:
+        np.random.set_bit_generator(before)
