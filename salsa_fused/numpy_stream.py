@@ -22,19 +22,35 @@ class _Known:
 
 
 def state_of(numpy: Any) -> Any:
-    """Return ``numpy.random.get_state()``.
-
-    The one that was read last, where the generator holds the same numbers, and a normal deviate
-    was not kept then: one that is kept can be used up without a draw, and only a draw makes one.
-    """
+    """Return ``numpy.random.get_state()``, and remember it."""
     generator = read = None
     with suppress(AttributeError):  # another NumPy
         generator = numpy.random.get_bit_generator()
         if type(generator) is not numpy.random.MT19937:
             return numpy.random.get_state(legacy=False)
         read = ctypes.string_at(generator.ctypes.state_address, SIZE)
-    if read is None or read != _Known.read or generator is not _Known.generator:
-        _Known.state = numpy.random.get_state()
-        keeps_a_deviate = _Known.state[3]
-        _Known.generator, _Known.read = generator, None if keeps_a_deviate else read
+    _Known.state = numpy.random.get_state()
+    keeps_a_deviate = _Known.state[3]
+    _Known.generator, _Known.read = generator, None if keeps_a_deviate else read
     return _Known.state
+
+
+def probable_state_of(numpy: Any) -> Any:
+    """Return the state that was read last, if the generator holds the same numbers.
+
+    The normal deviate that NumPy may keep cannot be seen so: without a draw there is a new one
+    only where somebody has put a state back.  Enough for an undo, not for a replay.
+    """
+    with suppress(AttributeError):
+        generator = numpy.random.get_bit_generator()
+        if generator is _Known.generator and _Known.read is not None:
+            read = ctypes.string_at(generator.ctypes.state_address, SIZE)
+            if read == _Known.read:
+                return _Known.state
+    return state_of(numpy)
+
+
+def put_back(numpy: Any, state: Any) -> None:
+    """Set the state; what was remembered may no longer hold."""
+    _Known.read = None
+    numpy.random.set_state(state)

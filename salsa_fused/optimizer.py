@@ -694,7 +694,13 @@ class FusedSaLSa(Optimizer):
         if searching and self.module is not None:
             parameters = parameters_of(self.param_groups)
             moving = {p.untyped_storage().data_ptr() for p in parameters if p.requires_grad}
-        return Replay(self._devices(), self.module, knows_first=knows_first, moving=moving)
+        return Replay(
+            self._devices(),
+            self.module,
+            knows_first=knows_first,
+            moving=moving,
+            trials_follow=searching,
+        )
 
 
 def _to_host(

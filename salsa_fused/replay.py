@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import numpy_stream
 from ._torch import copy_each
 from .kernels.layout import has_memory, is_lazy, overlaps_itself
-from .numpy_stream import state_of
+from .numpy_stream import probable_state_of, state_of
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -34,11 +35,12 @@ class _Snapshot:
         devices: Iterable[torch.device],
         module: nn.Module | None,
         moving: Collection[int],
+        exact: bool,
     ) -> None:
         self.python = random.getstate()
         self.numpy: Any = None
         if (numpy := sys.modules.get("numpy")) is not None:
-            self.numpy = state_of(numpy)
+            self.numpy = state_of(numpy) if exact else probable_state_of(numpy)
         self.cpu = torch.get_rng_state()
         self.devices = {
             device: torch.get_device_module(device).get_rng_state(*_which(device))
@@ -50,7 +52,7 @@ class _Snapshot:
     def put_back(self) -> None:
         random.setstate(self.python)
         if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
+            numpy_stream.put_back(sys.modules["numpy"], self.numpy)
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, *_which(device))
@@ -156,16 +158,17 @@ class Replay:
         *,
         knows_first: bool = True,  # made before the first evaluation, not after it
         moving: Collection[int] = (),  # addresses of the memory that trials move
+        trials_follow: bool = True,  # else it is for an undo only
     ) -> None:
         self.knows_first = knows_first
         self._devices = list(devices)
         self._module = module
         self._moving = moving
-        self._before = _Snapshot(self._devices, module, moving)
+        self._before = _Snapshot(self._devices, module, moving, trials_follow)
         self._after: _Snapshot | None = None
 
     def end_first(self) -> None:
-        self._after = _Snapshot(self._devices, self._module, self._moving)
+        self._after = _Snapshot(self._devices, self._module, self._moving, exact=True)
 
     def rewind(self) -> None:
         """Random streams and buffers as before the first evaluation."""

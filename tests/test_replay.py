@@ -314,13 +314,37 @@ DRAWS = {
 }
 
 
-@hypothesis.given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=12))
+def same_state(found, expected):
+    return (
+        found[0] == expected[0]
+        and np.array_equal(found[1], expected[1])
+        and found[2:] == expected[2:]
+    )
+
+
+@hypothesis.given(st.lists(st.sampled_from([*sorted(DRAWS), "put back"]), max_size=12))
 def test_numpys_state_is_known_whatever_was_drawn(draws):
+    numpy_stream.state_of(np)
+    earlier = [np.random.get_state()]
     for draw in draws:
-        DRAWS[draw]()
-        found, expected = numpy_stream.state_of(np), np.random.get_state()
-        assert found[0] == expected[0] and np.array_equal(found[1], expected[1])
-        assert found[2:] == expected[2:]
+        if draw == "put back":  # by a replay
+            numpy_stream.put_back(np, earlier[len(earlier) // 2])
+        else:
+            DRAWS[draw]()
+        assert same_state(numpy_stream.probable_state_of(np), np.random.get_state())
+        assert same_state(numpy_stream.state_of(np), np.random.get_state())
+        earlier.append(np.random.get_state())
+
+
+def test_a_replay_sees_the_deviate_that_numpy_keeps():
+    """Also where somebody else has put a state back."""
+    np.random.seed(0)
+    np.random.randn()
+    kept = np.random.get_state()
+    np.random.randn()
+    numpy_stream.state_of(np)
+    np.random.set_state(kept)
+    assert same_state(numpy_stream.state_of(np), kept)
 
 
 def test_another_generator_of_numpys():
