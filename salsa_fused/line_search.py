@@ -248,9 +248,10 @@ class LineSearch:
 
     @property
     def accepted_a_rise(self) -> bool:
-        """The smoothed criterion held, though this loss rose by more than rounding."""
+        """The smoothed criterion held, though this loss rose as it was expected to fall."""
         rose = self.trial_loss - self.loss
-        return self.outcome == "accepted" and rose > self._resolution
+        expected = self.settings.c * self._after.step_size * self.slope
+        return self.outcome == "accepted" and rose > max(self._resolution, expected)
 
     # -- the rules ----------------------------------------------------------------------------
 
