@@ -39,6 +39,17 @@ def lbfgs_style(net, optimizer, step=0, zero=True):
     return closure
 
 
+def assert_as_adamw(train, **keywords):
+    """Train one net with AdamW and one with the same step of ours: `train(net, optimizer)`."""
+    keywords = {"lr": 1e-2, "weight_decay": 0.0, **keywords}
+    weights = []
+    for build, more in ((torch.optim.AdamW, {}), (FusedSaLSa, {"search_period": None})):
+        net = make_net(norm=False, dropout=0.0)
+        train(net, build(net.parameters(), **keywords, **more))
+        weights.append([p.detach() for p in net.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*weights))
+
+
 # -- accumulated ------------------------------------------------------------------------------
 
 
@@ -62,30 +73,23 @@ def test_accumulated_gradients_before_a_plain_step():
 
 def test_a_closure_that_adds_to_accumulated_gradients_steps_with_the_sum():
     """As with every optimizer of torch; Lightning's accumulate_grad_batches does this."""
-    results = []
-    for build in (
-        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
-        lambda p: FusedSaLSa(p, lr=1e-2, search_period=None),
-    ):
-        net = make_net(norm=False, dropout=0.0)
-        optimizer = build(net.parameters())
+
+    def train(net, optimizer):
         for step in range(6):
+            optimizer.zero_grad()
             for micro in range(4):
                 loss = make_closure(net, 4 * step + micro)() / 4
 
-                def closure(loss=loss, micro=micro):
+                def closure(loss=loss):
                     loss.backward()
                     return loss
 
                 if micro < 3:
-                    if micro == 0:
-                        optimizer.zero_grad()
                     closure()
                 else:
                     optimizer.step(closure)
-        results.append([p.detach() for p in net.parameters()])
-    for ours, theirs in zip(*results):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+
+    assert_as_adamw(train)
 
 
 def test_nothing_is_said_where_nothing_is_lost():
@@ -146,22 +150,15 @@ RETURNS = {
 @pytest.mark.parametrize("returned", RETURNS)
 def test_without_a_search_such_a_closure_means_the_gradients_that_are_there(returned):
     """Lightning's manual optimization, torch's own tests."""
-    results = []
-    for build in (
-        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
-        lambda p: FusedSaLSa(p, lr=1e-2, search_period=None),
-    ):
-        net = make_net(norm=False, dropout=0.0)
-        optimizer = build(net.parameters())
+
+    def train(net, optimizer):
         for step in range(5):
             optimizer.zero_grad()
             make_closure(net, step)().backward()
-            optimizer.step(lambda net=net: RETURNS[returned](net))
-            if step == 2:
-                optimizer.step(lambda net=net: RETURNS[returned](net))  # the same once more
-        results.append([p.detach() for p in net.parameters()])
-    for ours, theirs in zip(*results):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+            for _ in range(2 if step == 2 else 1):  # the same gradients once more
+                optimizer.step(lambda: RETURNS[returned](net))
+
+    assert_as_adamw(train)
 
 
 @pytest.mark.parametrize("returned", RETURNS)
@@ -317,34 +314,21 @@ def returns_a_number(net, optimizer, step):
 
 @pytest.mark.parametrize("style", [retained_and_clipped, returns_none, returns_a_number])
 def test_a_closure_is_understood_as_by_adamw(style):
-    results = []
-    for build in (
-        lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1.0, weight_decay=0.0),
-        lambda p: FusedSaLSa(p, lr=1e-2, eps=1.0, search_period=None),
-    ):
-        net = make_net(norm=False, dropout=0.0)
-        optimizer = build(net.parameters())
+    def train(net, optimizer):
         for step in range(6):
-            optimizer.step(lambda n=net, o=optimizer, s=step: style(n, o, s))
-        results.append([p.detach() for p in net.parameters()])
-    for ours, theirs in zip(*results):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+            optimizer.step(lambda s=step: style(net, optimizer, s))
+
+    assert_as_adamw(train, eps=1.0)
 
 
 def test_a_loss_that_was_differentiated_before():
     """The loop has called backward(), and the closure hands the loss over."""
-    results = []
-    for build in (
-        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
-        lambda p: FusedSaLSa(p, lr=1e-2, search_period=None),
-    ):
-        net = make_net(norm=False, dropout=0.0)
-        optimizer = build(net.parameters())
+
+    def train(net, optimizer):
         for step in range(6):
             optimizer.zero_grad()
             loss = make_closure(net, step)()
             loss.backward()
             optimizer.step(lambda loss=loss: loss)
-        results.append([p.detach() for p in net.parameters()])
-    for ours, theirs in zip(*results):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+
+    assert_as_adamw(train)
