@@ -20,12 +20,12 @@ def problem():
     return inputs, inputs @ torch.randn(10, generator=random) + noise
 
 
-def train(disturb=lambda step, trial, loss: loss, offset=0.0, **keywords):
+def train(disturb=lambda step, trial, loss: loss, offset=0.0, steps=STEPS, **keywords):
     """Final loss above the minimum; `disturb` changes the loss of an evaluation."""
     inputs, targets = problem()
     weight = torch.zeros(10, requires_grad=True)
     optimizer = FusedSaLSa([weight], check_replay=False, **keywords)
-    for step in range(STEPS):
+    for step in range(steps):
         chosen = torch.randint(0, 512, (32,), generator=torch.Generator().manual_seed(step))
         x, y, calls = inputs[chosen], targets[chosen], 0
 
@@ -78,6 +78,28 @@ def test_the_search_recovers(name, constants):
     assert 0.0 < undisturbed < 1e-3
     assert disturbed < 50 * undisturbed
     assert optimizer.param_groups[0]["located"]
+
+
+SYSTEMS = {
+    "defaults": {},
+    "paper": settings.PAPER,
+    "sgd": {"direction": "sgd"},
+    "lamb": {"direction": "lamb"},
+    "always": {"search_period": 1},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*steps in a row were skipped")
+@pytest.mark.parametrize("number", [30, 60, 200])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_sixty_good_steps_make_up_for_any_number_of_bad_ones(name, number):
+    def bad(step, trial, loss):
+        return loss + 10.0 if trial and 100 <= step < 100 + number else loss
+
+    undisturbed, _ = train(steps=160, **SYSTEMS[name])
+    disturbed, optimizer = train(bad, steps=160 + number, **SYSTEMS[name])
+    assert disturbed < 2.0 * undisturbed
+    assert optimizer.skipped_steps > 0.5 * number
 
 
 def test_the_same_step_size_is_found_from_anywhere():
