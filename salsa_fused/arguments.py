@@ -232,7 +232,7 @@ def check_loss(loss: Any, source: str) -> Tensor:
 
 def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Warn of ``lr=1e-3``, which everybody swaps in at first; whether it was necessary."""
-    largest = max(float(group["lr"]) for group in groups)
+    largest = largest_lr(groups)
     meant = largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None
     if meant:
         warn(
@@ -241,6 +241,10 @@ def warn_of_learning_rate(groups: Sequence[Mapping[str, Any]]) -> bool:
             "salsa_fused.schedules.as_factor makes factors of a schedule of learning rates",
         )
     return meant
+
+
+def largest_lr(groups: Sequence[Mapping[str, Any]]) -> float:
+    return max([float(group["lr"]) for group in groups])
 
 
 def ranks() -> int:

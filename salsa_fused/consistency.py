@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .evaluation import Evaluations
 from .line_search import FLAT_ULPS, LineSearch
 from .side_effects import SideEffects, called_modules
+from .warning import first_of
 
 ANOTHER_LOSS = 1.5  # a ratio of losses that no other dropout mask explains
 SLOPE_STEP = 0.01  # of the accepted step size: there the loss is still as good as linear
@@ -126,18 +127,18 @@ class Consistency:
             which = "another module of it" if self._replayed is not None else "the model"
             self._once.say(
                 "buffers",
-                f"a forward changes buffers ({_some(buffers)}), and every trial of the line search "
-                f"changes them once more: pass module=model to the constructor. (It was found by "
-                f"looking at the modules that the closure called: module= has to hold {which}; "
-                "for several models nn.ModuleList([a, b]).) " + SILENCE,
+                f"a forward changes buffers ({first_of(buffers)}), and every trial of the line "
+                f"search changes them once more: pass module=model to the constructor. (It was "
+                f"found by looking at the modules that the closure called: module= has to "
+                f"hold {which}; for several models nn.ModuleList([a, b]).) " + SILENCE,
             )
         if parameters:
             self._once.say(
                 "parameters",
                 f"a forward changes parameters that this optimizer does not train "
-                f"({_some(parameters)}; a momentum encoder?), and every trial of the line search "
-                "changes them once more: update them after the step, or in the forward only `if "
-                "not optimizer.in_trial`. " + SILENCE,
+                f"({first_of(parameters)}; a momentum encoder?), and every trial of the line "
+                "search changes them once more: update them after the step, or in the forward "
+                "only `if not optimizer.in_trial`. " + SILENCE,
             )
 
     # -- the slope ----------------------------------------------------------------------------
@@ -218,8 +219,3 @@ def _close(a: float, b: float, tolerance: float) -> bool:
 def _ratio(again: float, first: float) -> float:
     """How many times the loss was returned; 1 where losses have no ratio."""
     return again / first if first != 0.0 and math.isfinite(again) else 1.0
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

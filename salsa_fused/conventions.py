@@ -93,7 +93,7 @@ class GradientsAround:
                 return False  # only zeroed
             mine = (
                 gradient is None
-                or not all(map(_is_readable, self._now()))
+                or not all(g is None or is_readable(g) for g in self._now())
                 or _are_parallel(gradient, self._now(), self._parameters)
             )
             habits.backward_is_for_the_loss = mine
@@ -175,6 +175,11 @@ def is_spent(loss: Tensor, parameters: Sequence[Tensor]) -> bool:
     return _gradient_of(loss, parameters) is None
 
 
+def is_readable(gradient: Tensor) -> bool:
+    """Whether its memory is there: some free it and keep the tensor."""
+    return gradient.layout != torch.strided or has_memory(gradient)
+
+
 def _some_of(parameters: Sequence[Tensor]) -> list[Tensor]:
     chosen = parameters[:: -(-len(parameters) // MARKED) or 1]
     return [gradient for parameter in chosen if (gradient := parameter.grad) is not None]
@@ -182,13 +187,9 @@ def _some_of(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def _is_something(gradient: Tensor | None) -> bool:
     """Whether it is there, and not all zero; one whose memory was freed is nothing."""
-    if gradient is None or gradient.layout != torch.strided:
-        return gradient is not None
-    return has_memory(gradient) and bool(gradient.any())
-
-
-def _is_readable(gradient: Tensor | None) -> bool:
-    return gradient is None or gradient.layout != torch.strided or has_memory(gradient)
+    if gradient is None or not is_readable(gradient):
+        return False
+    return gradient.layout != torch.strided or bool(gradient.any())
 
 
 def _gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:

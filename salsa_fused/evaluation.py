@@ -17,6 +17,7 @@ from .conventions import (
     Habits,
     clear,
     has_graph,
+    is_readable,
     is_spent,
     mark_gradients,
     put_back,
@@ -234,5 +235,5 @@ class Evaluations:
         """Copies: the closure's next backward may write into the memory of these."""
         for parameter in self._parameters:
             gradient = parameter.grad
-            if gradient is not None and (gradient.layout != torch.strided or has_memory(gradient)):
+            if gradient is not None and is_readable(gradient):
                 parameter.grad = gradient.clone()

@@ -276,7 +276,7 @@ class FusedSaLSa(Optimizer):
         if closure is None and loss is None and self._nothing_to_apply:
             return None
         if not self._trouble.lr_is_plausible and not has_factors(self):
-            self._trouble.look_at_lr(self.param_groups, self._largest_lr)
+            self._trouble.look_at_lr(self.param_groups, arguments.largest_lr(self.param_groups))
         searching = self.search_due
         arguments.check_call(closure, loss, searching)
         outer, clipped, given = self._outer_replay, self._clipped, loss is not None
@@ -585,7 +585,8 @@ class FusedSaLSa(Optimizer):
             state_dict = pre_hook(self, state_dict) or state_dict
         state, groups = loading.read(state_dict, self.param_groups)
         self.__setstate__({"state": state, "param_groups": groups})
-        self._trouble.loaded_a_small_lr = self._largest_lr < arguments.LOWEST_PLAUSIBLE_LR
+        largest_lr = arguments.largest_lr(self.param_groups)
+        self._trouble.loaded_a_small_lr = largest_lr < arguments.LOWEST_PLAUSIBLE_LR
         for post_hook in load_hooks(self, "after"):
             post_hook(self)
 
@@ -648,11 +649,7 @@ class FusedSaLSa(Optimizer):
     @property
     def _search_allowed(self) -> bool:
         """While the largest ``lr`` is 0 nothing is applied, and so nothing is searched."""
-        return self._largest_lr > 0.0
-
-    @property
-    def _largest_lr(self) -> float:
-        return max([float(group["lr"]) for group in self.param_groups])
+        return arguments.largest_lr(self.param_groups) > 0.0
 
     @property
     def _nothing_to_apply(self) -> bool:

@@ -22,7 +22,6 @@ from torch import nn
 from . import numpy_stream
 from ._torch import copy_each
 from .kernels.layout import has_memory, is_lazy, overlaps_itself
-from .numpy_stream import probable_state_of, state_of
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -40,7 +39,8 @@ class _Snapshot:
         self.python = random.getstate()
         self.numpy: Any = None
         if (numpy := sys.modules.get("numpy")) is not None:
-            self.numpy = state_of(numpy) if exact else probable_state_of(numpy)
+            stream = numpy_stream.state_of if exact else numpy_stream.probable_state_of
+            self.numpy = stream(numpy)
         self.cpu = torch.get_rng_state()
         self.devices = {
             device: torch.get_device_module(device).get_rng_state(*_which(device))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .arguments import LOWEST_PLAUSIBLE_LR
 from .kernels.layout import parameter_label
 from .line_search import LineSearch
-from .warning import Once
+from .warning import Once, first_of
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -200,4 +200,4 @@ def _labels_of_not_finite(groups: Groups, of: Any) -> str:
                 and not bool(torch.isfinite(tensor).all())
             ):
                 found.append(parameter_label(group, index))
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return first_of(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 
 LIBRARIES = ("salsa_fused", "torch", "contextlib")
@@ -15,6 +16,12 @@ def warn(message: str) -> None:
     while frame.f_back is not None and _in_library(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Some of the names, for a message that stays short: "a, b, c and 4 more"."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 class Once:
