@@ -9,8 +9,11 @@ import argparse
 import sys
 
 from bench import peers
+from bench.problems.digits import few_recipe
+from bench.problems.plays import continued_recipe
 from bench.sets.fetch import CACHE, DataError, fetch, shown
 from bench.sets.plays import PLAYS
+from bench.sets.pretrained import pretrained
 from bench.sets.reviews import prepared
 
 
@@ -19,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Fetch what can be had; the exit code is 1 where anything is missing."""
+    """Fetch and train what can be had; the exit code is 1 where anything is missing."""
     missing = []
-    for get in (lambda: fetch(PLAYS), prepared):
+    for get in (lambda: fetch(PLAYS), prepared, trained):
         try:
             get()
         except DataError as error:
@@ -32,3 +35,9 @@ def main(arguments: argparse.Namespace) -> int:
     for line in missing:
         print(f"missing: {line}", file=sys.stderr)
     return int(bool(missing))
+
+
+def trained() -> None:
+    """The weights that problems go on from."""
+    for recipe in (few_recipe(), continued_recipe()):
+        pretrained(recipe)

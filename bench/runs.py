@@ -32,8 +32,8 @@ MakeMethod = Callable[..., Method]
 @cache
 def code() -> str:
     """A digest of the sources that decide what a run does."""
-    bench = ("optimizers.py", "problems.py", "training.py", "hub.py", "models/*.py", "sets/*.py")
-    patterns = ["salsa_fused/**/*.py", "csrc/*", *(f"bench/{name}" for name in bench)]
+    bench = ("optimizers", "losses", "training", "hub", "problems/*", "models/*", "sets/*")
+    patterns = ["salsa_fused/**/*.py", "csrc/*", *(f"bench/{name}.py" for name in bench)]
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern)):
         digest.update(path.read_bytes())

@@ -16,13 +16,11 @@ WARM_UP = 20  # steps: the first search looks for the order of magnitude, and th
 def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
     """The figures of one optimizer on one problem; `runs` are its seeds."""
     ends = [final(problem, run) for run in runs]
+    unit = problem.loss.unit
     metrics = {
-        ("train_loss", "nats"): [fmean(p.train_loss for p in end) for end in ends],
-        ("validation_loss", "nats"): [fmean(p.validation_loss for p in end) for end in ends],
-        ("validation_accuracy", "share"): [
-            fmean(p.validation_accuracy for p in end) for end in ends
-        ],
-        ("batch_loss", "nats"): [fmean(_last(run.losses)) for run in runs],
+        ("train_loss", unit): [fmean(p.train_loss for p in end) for end in ends],
+        ("validation_loss", unit): [fmean(p.validation_loss for p in end) for end in ends],
+        ("batch_loss", unit): [fmean(_last(run.losses)) for run in runs],
         ("extra_forwards", "per step"): [extra_forwards(run) for run in runs],
         ("step_time", "ms"): [median(run.milliseconds) for run in runs],
         ("train_time", "s"): [sum(run.milliseconds) / 1e3 for run in runs],
@@ -30,6 +28,10 @@ def rows_of(bench: str, problem: Problem, runs: list[Run]) -> list[Row]:
         ("steps", "1"): [float(len(run.losses)) for run in runs],
         ("skipped_steps", "1"): [float(run.skipped_steps) for run in runs],
     }
+    if problem.loss.classes:
+        metrics["validation_accuracy", "share"] = [
+            fmean(p.validation_accuracy for p in end) for end in ends
+        ]
     if runs[0].searched_units:  # PLASLS: the searches of all units together, and of one each
         metrics["searches_of_all", "1"] = [run.searched_units.count(-1) for run in runs]
         metrics["searches_of_one", "1"] = [

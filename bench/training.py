@@ -6,6 +6,7 @@ that evaluates the loss more often than once per step pays for it with fewer ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.devices import now
+from bench.losses import CROSS_ENTROPY, Loss
 from bench.optimizers import Closure, Method
 from bench.sets.batches import Batch
 
@@ -65,6 +66,7 @@ class Problem:
     plain_steps: int  # the budget: as much work as this many steps without a search
     checkpoints: int  # evaluations, evenly spread over the work
     log_loss: bool = False  # the loss falls over orders of magnitude: plot it so
+    loss: Loss = CROSS_ENTROPY
 
     @property
     def budget(self) -> int:
@@ -78,7 +80,7 @@ class Checkpoint:
     work: int
     train_loss: float
     validation_loss: float
-    validation_accuracy: float
+    validation_accuracy: float  # not a number where targets are not classes
     seconds: float = 0.0  # in steps so far, without evaluations
 
 
@@ -122,7 +124,7 @@ def train(
 
     while work.units < problem.budget:
         inputs, targets = (tensor.to(device) for tensor in next(batches))
-        closure = work.counting(partial(_loss, model, inputs, targets))
+        closure = work.counting(partial(_loss, problem, model, inputs, targets))
         before = Work(work.forwards, work.backwards)
         if method.factor is not None:
             factor = method.factor(work.units / problem.budget)
@@ -155,13 +157,8 @@ def train(
     return run
 
 
-def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(model(inputs), targets)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over every prediction: one per image, or one per character."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+def _loss(problem: Problem, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return problem.loss(model(inputs), targets)
 
 
 @torch.no_grad()
@@ -176,18 +173,20 @@ def _evaluate(
     modes: list[Any] = [one for one in (model, optimizer) if hasattr(one, "eval")]
     for one in modes:
         one.eval()
-    train_loss, _ = _loss_and_accuracy(model, problem.train_sample)
-    validation_loss, accuracy = _loss_and_accuracy(model, problem.validation_sample)
+    train_loss, _ = _loss_and_accuracy(model, problem.loss, problem.train_sample)
+    validation_loss, accuracy = _loss_and_accuracy(model, problem.loss, problem.validation_sample)
     for one in modes:
         one.train()
     return Checkpoint(work, train_loss, validation_loss, accuracy, seconds)
 
 
-def _loss_and_accuracy(model: nn.Module, sample: Sequence[Batch]) -> tuple[float, float]:
+def _loss_and_accuracy(
+    model: nn.Module, loss_of: Loss, sample: Sequence[Batch]
+) -> tuple[float, float]:
     loss, correct, count = 0.0, 0, 0
     for inputs, targets in sample:
-        logits = model(inputs)
-        loss += cross_entropy(logits, targets).item() * targets.numel()
-        correct += int((logits.argmax(-1) == targets).sum())
+        outputs = model(inputs)
+        loss += loss_of(outputs, targets).item() * targets.numel()
+        correct += int((outputs.argmax(-1) == targets).sum()) if loss_of.classes else 0
         count += targets.numel()
-    return loss / count, correct / count
+    return loss / count, correct / count if loss_of.classes else math.nan

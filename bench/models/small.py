@@ -1,10 +1,12 @@
-"""Two small networks for 8x8 images, with the layers that a line search trips over.
+"""Small networks; two of them, for 8x8 images, have the layers that a line search trips over.
 
 BatchNorm changes its buffers in every forward and dropout draws random numbers in every forward;
 an optimizer that evaluates the loss several times per step has to get both right.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -52,3 +54,23 @@ class DigitsMLP(nn.Module):
 
 def _hidden(inputs: int, outputs: int, dropout: float) -> tuple[nn.Module, ...]:
     return nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Layers of these widths, inputs first, with an activation between any two of them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Autoencoder(nn.Module):
+    """Images through a few numbers: (batch, 1, 8, 8) -> grey levels from 0 to 1, the same shape."""
+
+    def __init__(self, width: int = 128, code: int = 8) -> None:
+        super().__init__()
+        self.encoder = mlp(64, width, width // 2, code)
+        self.decoder = mlp(code, width // 2, width, 64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images.flatten(1))).sigmoid().view_as(images)

