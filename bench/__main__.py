@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
     "data": "fetch all data and the other optimizers, once; the rest then needs no network",
     "train": "what training reaches, beside tuned AdamW and learning-rate-free optimizers",
+    "swapin": "train loops as people write them, with their optimizer and with FusedSaLSa",
     "step": "time whole training steps on real architectures, beside AdamW and others",
     "memory": "peak memory of a training step, beside AdamW's and others'",
     "kernels": "time the three kernels beside a copy and torch's Adam",

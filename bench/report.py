@@ -22,6 +22,7 @@ from bench.sets.fetch import shown
 from bench.step_plot import draw_step
 from bench.step_table import memory_table, step_table
 from bench.step_table import overview_table as ratios_overview
+from bench.swapin_table import swapin_table
 from bench.tables import Table, demo_table, to_markdown
 from bench.train_plot import draw_train
 from bench.train_table import overview_table, train_table
@@ -165,6 +166,7 @@ PARTS: dict[str, tuple[str, Callable[[Results], Table], Callable | None, Draw | 
     "demo": ("The demo", demo_table, demo_verdict, draw_demo),
     "train": ("What training reaches", train_table, train_verdict, draw_train),
     "family": ("The papers' other systems", train_table, None, draw_family),
+    "swapin": ("Swapped into scripts", swapin_table, None, None),
     "step": ("What a training step costs", step_table, None, draw_step),
     "memory": ("Peak memory", memory_table, None, None),
     "kernels": ("The kernels", _kernels, None, None),

@@ -17,7 +17,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 # what bench/ shows and plots with is optional
 if not all(map(importlib.util.find_spec, ("rich", "matplotlib", "sklearn"))):
-    collect_ignore_glob = ["test_bench*.py"]
+    collect_ignore_glob = ["test_bench*.py", "test_swapin.py"]
 
 
 def pytest_report_header() -> list[str]:

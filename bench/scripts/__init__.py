@@ -1,0 +1,14 @@
+"""Training loops in the shape of public scripts, to put FusedSaLSa in the place of their optimizer.
+
+Each is what a line search without a learning rate can lose in its first steps.
+"""
+
+from collections.abc import Callable
+
+from bench.scripts import actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
+from bench.scripts.loop import Script
+
+SCRIPTS: dict[str, Callable[..., Script]] = {
+    script.CASE: script.script
+    for script in (nano_gpt, word_lm, word2vec, wgan_gp, actor_critic, tiny_vit)
+}
