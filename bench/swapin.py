@@ -28,7 +28,7 @@ from bench.devices import check_writable
 from bench.progress import progress_bars
 from bench.results import Curve, Results, Row
 from bench.scripts import SCRIPTS
-from bench.scripts.loop import EARLY, FINAL_SHARE, SHOWN_STEPS, Make, Run, Script, Way
+from bench.scripts.script import EARLY, FINAL_SHARE, SHOWN_STEPS, Make, Run, Script, Way
 from bench.sets.fetch import DataError
 from bench.swapin_table import swapin_table
 from bench.tables import finish, without_spread
@@ -90,6 +90,9 @@ def main(arguments: argparse.Namespace) -> int:
         found.write(arguments.json)  # after every script: nothing is lost
     if not measured.rows:
         raise SystemExit("nothing could be run")
+    for name, texts in measured.warnings.items():
+        for text, runs in texts.items():
+            console.print(f"{name}: warned in {runs} runs: {text[:120]} ...", style="dim")
     return finish(found, without_spread(swapin_table(found)), arguments.json, console)
 
 

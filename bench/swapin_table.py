@@ -105,7 +105,8 @@ def _caption(results: Results) -> str:
     text = (
         "The same work for all, where a forward counts 1 and a backward 2 (actor-critic: the same "
         f"episodes). Loss: of the batches, mean over the last {settings['final_share']:.0%} of the "
-        f"work. Score: {scores or 'none'}. Bold: the best mean of what the script is judged by. "
+        f"work (of the GAN: the critic's, with the generator's step sizes). Score: "
+        f"{scores or 'none'}. Bold: the best mean of what the script is judged by. "
         "Died: the last losses not finite or above the first one; for the GAN no spread, or no "
         "gradient; for the actor-critic last returns below 15. Early peak: the largest of the "
         f"first {settings['early']} losses, relative to the first one, in the worst run. Step "

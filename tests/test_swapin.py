@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 from torch.nn.utils import get_total_norm
 
-from bench import report, swapin
+from bench import swapin
 from bench.results import Results
 from bench.scripts import SCRIPTS, actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
 from bench.scripts.actor_critic import fallen, moved
-from bench.scripts.loop import Run, Way, warm_up_and_cosine_to
+from bench.scripts.loop import warm_up_and_cosine_to
+from bench.scripts.script import Run, Way
 from bench.scripts.tiny_vit import mixed
 from bench.scripts.wgan_gp import sliced_wasserstein
 from bench.scripts.word_lm import WordModel
@@ -229,6 +230,8 @@ def test_results_table_and_page(tmp_path):
     assert text.count("FusedSaLSa") == 2
     assert text.count("**") == 2 * 2  # one best in each script
     assert "{'c': 0.3}" in text and "SGD (lr=20)" in text
+    from bench import report
+
     assert "## Swapped into scripts" in report.page(tmp_path)
 
 

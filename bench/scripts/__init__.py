@@ -6,7 +6,7 @@ Each is what a line search without a learning rate can lose in its first steps.
 from collections.abc import Callable
 
 from bench.scripts import actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
-from bench.scripts.loop import Script
+from bench.scripts.script import Script
 
 SCRIPTS: dict[str, Callable[..., Script]] = {
     script.CASE: script.script

@@ -13,7 +13,8 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from bench.models import parameter_count
-from bench.scripts.loop import Run, Script, Training, Way, at_least_one
+from bench.scripts.loop import Training, at_least_one
+from bench.scripts.script import Run, Script, Way
 
 CASE = "actor-critic"
 EPISODES = 100

@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from bench.losses import cross_entropy
 from bench.models import parameter_count
 from bench.models.gpt import GPT
 from bench.scripts.loop import (
-    Run,
-    Script,
     Training,
-    Way,
     at_least_one,
     warm_up_and_cosine_to,
     without_decay_of_vectors,
 )
+from bench.scripts.script import Run, Script, Way
 from bench.sets.batches import random_windows, spread_windows
 from bench.sets.plays import Text, plays
 
@@ -72,4 +70,4 @@ def adamw(params: Any, module: nn.Module, *, max_grad_norm: float | None = None)
 
 
 def _loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+    return cross_entropy(model(inputs), targets)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.models import parameter_count
-from bench.scripts.loop import Run, Script, Training, Way, at_least_one
+from bench.scripts.loop import Training, at_least_one
+from bench.scripts.script import Run, Script, Way
 from bench.training import Work
 
 CASE = "wgan-gp"

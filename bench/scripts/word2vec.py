@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.models import parameter_count
-from bench.scripts.loop import Run, Script, Training, Way, at_least_one
+from bench.scripts.loop import Training, at_least_one
+from bench.scripts.script import Run, Script, Way
 from bench.sets.words import Words, words
 
 CASE = "word2vec"

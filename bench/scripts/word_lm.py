@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.losses import cross_entropy
 from bench.models import parameter_count
-from bench.scripts.loop import Run, Script, Training, Way, at_least_one
+from bench.scripts.loop import Training, at_least_one
+from bench.scripts.script import Run, Script, Way
 from bench.sets.words import Words, words
 
 CASE = "word-lm"
@@ -91,7 +93,7 @@ def adamw(params: Any, module: nn.Module, *, max_grad_norm: float | None = None)
 def _loss(model: WordModel, window: Tensor, hidden: Hidden, kept: list[Hidden]) -> Tensor:
     logits, (h, c) = model(window[:-1], hidden)
     kept.append((h.detach(), c.detach()))
-    return F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
+    return cross_entropy(logits, window[1:])
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def _validation_loss(model: WordModel, columns: Tensor) -> float:
     for start in range(0, min(len(columns) - 1, EVALUATED * TOKENS), TOKENS):
         window = columns[start : start + TOKENS + 1]
         logits, hidden = model(window[:-1], hidden)
-        losses.append(float(F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())))
+        losses.append(float(cross_entropy(logits, window[1:])))
     return sum(losses) / len(losses)
 
 
