@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.family_plot import draw_family
 from bench.host import host_table
@@ -25,12 +26,15 @@ from bench.step_table import overview_table as ratios_overview
 from bench.swapin_table import swapin_table
 from bench.tables import Table, demo_table, to_markdown
 from bench.train_plot import draw_train
-from bench.train_table import overview_table, train_table
-from bench.verdict import demo_verdict, train_verdict
+from bench.train_summary import ratio_table, summary_table, validation_ratio_table
+from bench.train_table import train_table
+from bench.verdict import demo_verdict, standing_verdict, train_verdict
 
 PUBLISHED = REPOSITORY / "bench" / "results"
 UNPUBLISHED = (PUBLISHED / "local", PUBLISHED / "demo")  # measured here, and not committed
 PAGE = "RESULTS.md"
+
+MakeTable = Callable[[Results], Table]
 
 # --- blocks of the README -------------------------------------------------------------------------
 
@@ -38,13 +42,13 @@ PAGE = "RESULTS.md"
 def demo_block(published: Path = PUBLISHED) -> str:
     """The table, the verdict, and where they were measured."""
     results = _read(published / "cpu", "demo")
-    return _block(results, demo_table(results), demo_verdict(results))
+    return _block(results, [demo_table(results)], demo_verdict(results))
 
 
 def kernels_block(published: Path = PUBLISHED) -> str:
     """The CPU kernels' table, and where it was measured."""
     results = _read(published / "cpu", "kernels")
-    return _block(results, ratios_table(results))
+    return _block(results, [ratios_table(results)])
 
 
 def host_block(published: Path = PUBLISHED) -> str:
@@ -59,14 +63,14 @@ def gpu_block(published: Path = PUBLISHED) -> str:
 
 
 def train_block(published: Path = PUBLISHED) -> str:
-    """A line per optimizer, and where FusedSaLSa stands among them, for every device."""
-    found = _everywhere(published, "train", overview_table, train_verdict)
+    """All problems in a line per optimizer, then every problem's ratio, for every device."""
+    found = _everywhere(published, "train", summary_table, ratio_table, verdict=standing_verdict)
     return found or NOT_MEASURED.format("training")
 
 
 def family_block(published: Path = PUBLISHED) -> str:
     """The papers' other systems, beside FusedSaLSa."""
-    found = _everywhere(published, "family", overview_table)
+    found = _everywhere(published, "family", summary_table, ratio_table)
     return found or NOT_MEASURED.format("family")
 
 
@@ -97,19 +101,20 @@ def _read(folder: Path, name: str) -> Results:
 def _everywhere(
     published: Path,
     name: str,
-    table: Callable[[Results], Table],
+    *tables: MakeTable,
     verdict: Callable[[Results], list[str]] = lambda results: [],
     kind: str | None = None,
 ) -> str:
     paths = [path for path in published.glob(f"*/{name}.json") if path.parent not in UNPUBLISHED]
     found = [Results.read(path) for path in sorted(paths)]
     kept = [one for one in found if kind in (None, one.environment["kind"])]
-    return "\n".join(_block(one, table(one), verdict(one)) for one in kept)
+    return "\n".join(_block(one, [table(one) for table in tables], verdict(one)) for one in kept)
 
 
-def _block(results: Results, table: Table, sentences: Sequence[str] = ()) -> str:
+def _block(results: Results, tables: Sequence[Table], sentences: Sequence[str] = ()) -> str:
+    texts = [to_markdown(table).rstrip() for table in tables]
     said = "\n".join(f"* {sentence}" for sentence in sentences)
-    parts = [to_markdown(table).rstrip(), said, _source(results)]
+    parts = [*texts, said, _source(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -160,40 +165,57 @@ def _kernels(results: Results) -> Table:
     return gpu_kernels_table(results) if of_gpu else kernels_table(results)
 
 
-# A title, the table, sentences about it, and what draws the plot.
-Draw = Callable[[Results, Path], list[Path]]
-PARTS: dict[str, tuple[str, Callable[[Results], Table], Callable | None, Draw | None]] = {
-    "demo": ("The demo", demo_table, demo_verdict, draw_demo),
-    "train": ("What training reaches", train_table, train_verdict, draw_train),
-    "family": ("The papers' other systems", train_table, None, draw_family),
-    "swapin": ("Swapped into scripts", swapin_table, None, None),
-    "step": ("What a training step costs", step_table, None, draw_step),
-    "memory": ("Peak memory", memory_table, None, None),
-    "kernels": ("The kernels", _kernels, None, None),
-    "host": ("The host's time", host_table, None, None),
-}
+class Part(NamedTuple):
+    """Of a page: what is shown of one file of results, in this order."""
+
+    title: str
+    table: MakeTable
+    verdict: Callable[[Results], list[str]] | None = None
+    draw: Callable[[Results, Path], list[Path]] | None = None
+    pictures: tuple[str, ...] = ()  # what `draw` draws
+    overview: tuple[MakeTable, ...] = ()  # before the pictures
+
+
+PARTS: dict[str, Part] = {
+    "demo": Part("The demo", demo_table, demo_verdict, draw_demo, ("demo",)),
+    "train": Part(
+        "What training reaches", train_table, train_verdict, draw_train,
+        ("train", "train_seconds"), (summary_table, ratio_table, validation_ratio_table),
+    ),
+    "family": Part(
+        "The papers' other systems", train_table, None, draw_family,
+        ("family",), (summary_table, ratio_table),
+    ),
+    "swapin": Part("Swapped into scripts", swapin_table),
+    "step": Part("What a training step costs", step_table, None, draw_step, ("step",)),
+    "memory": Part("Peak memory", memory_table),
+    "kernels": Part("The kernels", _kernels),
+    "host": Part("The host's time", host_table),
+}  # fmt: skip
 
 
 def page(folder: Path) -> str:
     """All tables of a folder, with its plots, as Markdown."""
     parts = ["# Results\n\nMade by `python -m bench report` from the JSON beside it.\n"]
-    for name, (title, table, verdict, draw) in PARTS.items():
+    for name, part in PARTS.items():
         path = folder / f"{name}.json"
         if path.exists():
             results = Results.read(path)
-            picture = f"![{title}]({name}.png)\n\n" if draw else ""
-            sentences = verdict(results) if verdict else ()
-            parts.append(f"## {title}\n\n{picture}{_block(results, table(results), sentences)}")
+            first = [to_markdown(table(results)) for table in part.overview]
+            pictures = [f"![{part.title}]({picture}.png)\n" for picture in part.pictures]
+            sentences = part.verdict(results) if part.verdict else ()
+            block = _block(results, [part.table(results)], sentences)
+            parts.append("\n".join([f"## {part.title}\n", *first, *pictures, block]))
     return "\n".join(parts)
 
 
 def draw(folder: Path) -> list[Path]:
     """The plots of a folder, as PNG and as SVG."""
     drawn = []
-    for name, (_, _, _, draw_part) in PARTS.items():
+    for name, part in PARTS.items():
         path = folder / f"{name}.json"
-        if draw_part and path.exists():
-            drawn += draw_part(Results.read(path), folder)
+        if part.draw and path.exists():
+            drawn += part.draw(Results.read(path), folder)
     return drawn
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from bench.results import Results, Row
 
 DASH = "\N{EN DASH}"  # between the lowest and the highest
+MOST_COLUMNS = 8  # that a page has room for: a table of more goes on below
 
 
 class Cell(NamedTuple):
@@ -39,6 +40,11 @@ class Table:
     sections: list[Section]
     caption: str = ""
     heads: tuple[str, str] = ("problem", "optimizer")  # of sections and of their rows
+
+    @property
+    def titled(self) -> bool:
+        """A table of one section may do without its title, and without that column."""
+        return any(section.title for section in self.sections)
 
 
 class Column(NamedTuple):
@@ -150,7 +156,8 @@ def to_rich(table: Table) -> RichTable:
     for title in table.columns:
         rich.add_column(title, justify="right", no_wrap=True)
     for section in table.sections:
-        rich.add_row(Text(section.title, style="bold"))
+        if table.titled:
+            rich.add_row(Text(section.title, style="bold"))
         for name, cells in section.rows.items():
             rich.add_row(f" {name}", *(_rich_cell(cell) for cell in cells))
         rich.add_section()
@@ -167,16 +174,24 @@ def _rich_cell(cell: Cell) -> Text:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table: the spread in brackets behind its figure, the caption below."""
-    columns = [title.replace("\n", " ") for title in table.columns]
+    parts = -(-len(table.columns) // MOST_COLUMNS)
+    size = -(-len(table.columns) // parts)
+    starts = range(0, len(table.columns), size)
+    text = "\n".join(_markdown_part(table, start, start + size) for start in starts)
+    return f"{text}\n{table.caption}\n" if table.caption else text
+
+
+def _markdown_part(table: Table, start: int, end: int) -> str:
+    columns = [title.replace("\n", " ") for title in table.columns[start:end]]
+    heads = table.heads if table.titled else table.heads[1:]
     lines = [
-        _markdown_row([*table.heads, *columns]),
-        _markdown_row(["---", "---", *("---:" for _ in columns)]),
+        _markdown_row([*heads, *columns]),
+        _markdown_row([*("---" for _ in heads), *("---:" for _ in columns)]),
     ]
-    for section in table.sections:
-        for name, cells in section.rows.items():
-            lines.append(_markdown_row([section.title, name, *map(_markdown_cell, cells)]))
-    if table.caption:
-        lines += ["", table.caption]
+    for title, rows in table.sections:
+        for name, cells in rows.items():
+            names = [title, name] if table.titled else [name]
+            lines.append(_markdown_row([*names, *map(_markdown_cell, cells[start:end])]))
     return "\n".join(lines) + "\n"
 
 

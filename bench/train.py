@@ -23,7 +23,8 @@ from bench.peers import versions
 from bench.problems import PROBLEMS
 from bench.runs import KEPT, Done, Runner, Store
 from bench.sets.fetch import DataError
-from bench.tables import finish, without_spread
+from bench.tables import finish, to_rich, without_spread
+from bench.train_summary import summary_table
 from bench.train_table import train_table
 from bench.training import Problem
 
@@ -92,6 +93,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise SystemExit("nothing could be run")
     if runner.reused:
         console.print(f"{runner.reused} runs were there already (--again measures them anew).")
+    console.print(to_rich(without_spread(summary_table(measured))))
     return finish(measured, without_spread(train_table(measured)), file, console)
 
 

@@ -1,8 +1,9 @@
-"""The figure of `train`: for each problem the training loss, over work and over seconds."""
+"""The figures of `train`: the training loss of every problem, over work and over seconds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,52 @@ FAMILIES = {
     "schedule-free": "#000000",
 }
 OTHER = "#999999"
-AXES = {"plain steps of work": "work (1 = one forward and one backward)", "s": "seconds"}
+SMALL = {"font.size": 10, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 10}
+COLUMNS = 4  # of panels
+# What the curves run over, with its label and the name of the file.
+AXES = {
+    "plain steps of work": ("work (1 = one forward and one backward)", "train"),
+    "s": ("seconds", "train_seconds"),
+}
 
 
 def draw_train(results: Results, folder: Path) -> list[Path]:
-    """`train.png` and `train.svg`."""
+    """A panel per problem: over work `train.png` and `.svg`, over seconds `train_seconds`."""
+    return [path for unit in AXES for path in _draw_over(results, unit, folder)]
+
+
+def _draw_over(results: Results, unit: str, folder: Path) -> list[Path]:
     cases: dict[str, str] = results.settings["cases"]
     styles = styles_of(list(results.settings["optimizers"]))
-    with context(LOOK):
-        layout = ConstrainedLayoutEngine(h_pad=0.1)
-        figure = Figure(figsize=(12, 1.3 + 3.3 * len(cases)), layout=layout)
+    columns = min(COLUMNS, len(cases))
+    rows = -(-len(cases) // columns)
+    label, name = AXES[unit]
+    with context({**LOOK, **SMALL}):
+        layout = ConstrainedLayoutEngine(h_pad=0.08)
+        figure = Figure(figsize=(3.6 * max(columns, 2), 1.6 + 2.7 * rows), layout=layout)
         seeds = results.settings["seeds"]
-        title = f"Training loss (nats), the same work for all; mean of {seeds} seeds"
-        figure.suptitle(title if seeds > 1 else title.partition(";")[0], x=0.01, ha="left")
-        panels = figure.subplots(len(cases), 2, squeeze=False)
-        for (case, name), row in zip(cases.items(), panels, strict=True):
-            for axes, (unit, label) in zip(row, AXES.items(), strict=True):
-                _draw_losses(axes, results, case, unit, styles)
-                axes.set_title(name)
-                axes.set_xlabel(label)
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=11)
-        return save(figure, folder, "train")
+        title = f"Training loss over {label}, the same work for all"
+        figure.suptitle(
+            f"{title}; mean of {seeds} seeds" if seeds > 1 else title, x=0.01, ha="left"
+        )
+        panels = figure.subplots(rows, columns, squeeze=False).flat
+        for (case, shown), axes in zip(cases.items(), panels):
+            _draw_losses(axes, results, case, unit, styles)
+            axes.set_title(shown)
+        for axes in panels[len(cases) :]:
+            axes.set_axis_off()
+        handles, labels = _legend(panels[: len(cases)])
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, columns + 2))
+        return save(figure, folder, name)
+
+
+def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Of all panels: an optimizer may be missing in some."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
 
 
 def styles_of(names: list[str]) -> dict[str, dict[str, Any]]:

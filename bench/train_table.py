@@ -1,4 +1,4 @@
-"""The tables of `train`: every case in full, and one line per optimizer for a page."""
+"""The table of `train` with every case in full."""
 
 from __future__ import annotations
 
@@ -54,30 +54,6 @@ def train_table(results: Results) -> Table:
     return Table(tuple(column.title for column in COLUMNS), sections, _caption(results))
 
 
-def overview_table(results: Results) -> Table:
-    """For a page: the training loss in every case, the accuracy where a model is fine-tuned."""
-    cases: dict[str, str] = results.settings["cases"]
-    shown = [(case, f"{title}:\ntraining loss", TRAIN_LOSS) for case, title in cases.items()]
-    tuned = [case for case in cases if "pretrained" in results.settings["descriptions"][case]]
-    shown += [(case, f"{cases[case]}:\naccuracy %", ACCURACY) for case in tuned]
-    rows = {}
-    for name in results.settings["optimizers"]:
-        cells = []
-        for case, _, column in shown:
-            names = _names(results, case)
-            cell = _cell(results, case, name, names, column) if name in names else NOTHING
-            cells.append(cell)
-        runs = [row.mean for row in results.rows if _is_tuning(row, name)]
-        rows[name] = [*cells, Cell(f"{max(runs):.0f}" if runs else "0")]
-    titles = (*(title for _, title, _ in shown), "runs to\ntune")
-    section = Section(f"{results.settings['seeds']} seeds", rows)
-    return Table(titles, [section], _caption(results), ("mean of", "optimizer"))
-
-
-def _is_tuning(row: Row, name: str) -> bool:
-    return (row.optimizer, row.metric) == (name, "tuning_runs")
-
-
 def _names(results: Results, case: str) -> list[str]:
     return list(dict.fromkeys(row.optimizer for row in results.rows if row.case == case))
 
@@ -103,13 +79,32 @@ def _is_best(row: Row, rows: list[Row], column: Column) -> bool:
 
 def _caption(results: Results) -> str:
     settings = results.settings
-    how = "; ".join(f"{name}: {what}" for name, what in settings["optimizers"].items())
     missing = settings.get("missing", {})
     return (
         "The same work for all, where a forward counts 1 and a backward 2. Means over "
-        f"{settings['seeds']} seeds; bold: the best mean. Losses (nats) and accuracy: evaluation "
-        f"mode, mean over the last {settings['final_share']:.0%} of the work; {settings['samples']}"
-        f". {how}. Runs to tune: runs of the same length that were spent on finding a learning rate"
-        ", by validation loss, with a seed of their own."
+        f"{settings['seeds']} seeds; bold: the best mean. Losses ({_units(results)}) and accuracy: "
+        f"evaluation mode, mean over the last {settings['final_share']:.0%} of the work; "
+        f"{settings['samples']}. {how_each_is_set(results)}"
         + (f" Left out: {'; '.join(f'{k} ({v})' for k, v in missing.items())}." if missing else "")
     )
+
+
+def how_each_is_set(results: Results) -> str:
+    """The optimizers' settings, and what their tuning was."""
+    how = "; ".join(f"{name}: {what}" for name, what in results.settings["optimizers"].items())
+    return (
+        f"{how}. Runs to tune: runs of the same length that were spent on finding a learning rate"
+        ", by validation loss, with a seed of their own."
+    )
+
+
+def _units(results: Results) -> str:
+    """Nats, but for the problems that have another loss."""
+    others: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.metric == "train_loss" and row.unit != "nats":
+            title = results.settings["cases"][row.case]
+            if title not in others.setdefault(row.unit, []):
+                others[row.unit].append(title)
+    said = [f"{unit} of the {' and the '.join(titles)}" for unit, titles in others.items()]
+    return "; ".join(["nats", *said])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean
 
+from bench.ranks import reference, standings
 from bench.results import Results, Row
 from bench.tables import show_number
 from bench.training import PLAIN_STEP
@@ -22,6 +23,22 @@ def demo_verdict(results: Results) -> list[str]:
         ]
         sentences.append(f"{title}: {'; '.join(parts)}.")
     return [*sentences, _step_sizes(results, ours, theirs), _cost(results, ours, theirs)]
+
+
+def standing_verdict(results: Results) -> list[str]:
+    """Where FusedSaLSa with its defaults stands over all problems, and beside the reference."""
+    ours, base = next(iter(results.settings["optimizers"])), reference(results)
+    if ours == base:
+        return []
+    found, titles = standings(results, "train_loss"), results.settings["cases"]
+    own = found[ours]
+    better = [titles[case] for case, ratio in own.ratios.items() if ratio < 1]
+    place = sorted(one.mean_rank for one in found.values() if one.ranks).index(own.mean_rank) + 1
+    return [
+        f"By mean rank {ours} is {_nth(place)} of {len(found)}.",
+        f"Its training loss is lower than that of {base} on {len(better)} of {len(own.ratios)} "
+        f"problems{f': {_named(better)}' if better else ''}.",
+    ]
 
 
 def train_verdict(results: Results) -> list[str]:

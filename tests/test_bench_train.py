@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bench import hub, optimizers, peers, report, results, tables, train, train_table
+from bench import hub, optimizers, peers, report, results, tables, train, train_summary, train_table
 from bench.collect import collect
 from bench.optimizers import ADAM, FUSED_SALSA, METHODS, adamw, tuned_adamw
 from bench.peers import MissingPeer
@@ -213,14 +213,17 @@ def test_the_command_writes_rows_curves_and_a_table(arguments, tmp_path, capsys)
     assert units == {"plain steps of work", "s"}
     over_seconds = next(found.curves_of("linear", "train_loss", "s"))
     assert list(over_seconds.x) == sorted(over_seconds.x) and over_seconds.x[-1] > 0.0
-    assert "FusedSaLSa" in capsys.readouterr().out
-    text = tables.to_markdown(train_table.overview_table(found))
-    assert text.startswith("| mean of | optimizer | Linear: training loss | runs to tune |")
+    said = capsys.readouterr().out
+    assert said.index("mean rank") < said.index("extra fwd.")  # the table of all problems first
+    text = tables.to_markdown(train_summary.ratio_table(found))
+    assert text.startswith("| optimizer | linear |")
     (sentence,) = train_verdict(found)
     assert "FusedSaLSa is" in sentence and "of 2 by training loss" in sentence
     drawn = report.draw(tmp_path)
-    assert {path.name for path in drawn} == {"train.png", "train.svg"}
-    assert "## What training reaches" in report.page(tmp_path)
+    names = ("train", "train_seconds")
+    assert {path.name for path in drawn} == {f"{n}.{end}" for n in names for end in ("png", "svg")}
+    page = report.page(tmp_path)
+    assert page.index("## What training reaches") < page.index("mean rank") < page.index(".png")
     assert train.main(arguments) == 0
     assert "4 runs were there already" in capsys.readouterr().out
 
