@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.gen import GeN
 from bench.peers import peer
 from salsa_fused import FusedSaLSa, units
 from salsa_fused.settings import ADAM_SLS, LR_DISTRIBUTION, PAPER, SGD_SALSA, SGD_SLS
@@ -212,6 +213,42 @@ def schedule_free() -> Method:
     return Method("schedule-free", "AdamW 1.4.1, default lr=0.0025", build, plain_step, _lr)
 
 
+def gen() -> Method:
+    def step(optimizer: torch.optim.Optimizer, closure: Closure) -> Tensor:
+        return optimizer.train_step(closure)  # type: ignore[attr-defined]
+
+    settings = "gen-optim 0.1.1 with AdamW, lr=1e-4 to begin with, every 4th step"
+    return Method("GeN", settings, lambda model: GeN(model.parameters()), step, _lr)
+
+
+def told_step(optimizer: torch.optim.Optimizer, closure: Closure) -> Tensor:
+    """Of optimizers that want to know the loss."""
+    optimizer.zero_grad()
+    loss = closure()
+    loss.backward()
+    step: Any = optimizer.step
+    step(loss=loss)
+    return loss.detach()
+
+
+def momo() -> Method:
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return peer("momo").MomoAdam(model.parameters())
+
+    # Its step size is at most lr=0.01; what it is, the package keeps to itself.
+    return Method("MoMo", "MomoAdam 0.1.0, defaults", build, told_step, lambda _: math.nan)
+
+
+def sps_safe() -> Method:
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return peer("sps_safe").IMA_SPS_safe(model.parameters())
+
+    def step_size(optimizer: torch.optim.Optimizer) -> float:
+        return float(optimizer.ss)  # type: ignore[attr-defined]
+
+    return Method("SPS-safe", "IMA_SPS_safe 1.0.0, defaults", build, told_step, step_size)
+
+
 FUSED_SALSA = fused_salsa()
 ADAM = adam()
 
@@ -227,6 +264,9 @@ METHODS: tuple[Callable[[], Method], ...] = (
     partial(prodigy, "Prodigy, cosine", "1.1.2, cosine over the last half", cosine_end),
     d_adaptation,
     schedule_free,
+    gen,
+    momo,
+    sps_safe,
 )
 
 # The other systems of the papers, beside FusedSaLSa: `python -m bench train --family`.

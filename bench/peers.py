@@ -20,6 +20,9 @@ PEERS = {
     "prodigyopt": "prodigyopt==1.1.2",
     "dadaptation": "dadaptation==3.2",
     "schedulefree": "schedulefree==1.4.1",
+    "GeN": "gen-optim==0.1.1",
+    "momo": "momo-opt==0.1.0",
+    "sps_safe": "sps_safe==1.0.0",
 }
 
 
