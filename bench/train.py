@@ -28,6 +28,7 @@ from bench.train_summary import summary_table
 from bench.train_table import train_table
 from bench.training import Problem
 
+WIDE = 100  # columns of a terminal with room for spreads
 OUT = Path("bench/results/local/train.json")
 OUT_FAMILY = Path("bench/results/local/family.json")
 
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*PROBLEMS, *HUB],
         metavar="CASE",
         help=f"of {', '.join(PROBLEMS)}, and from a hub {', '.join(HUB)} (default: all but these)",
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=list(PROBLEMS), metavar="CASE", help="not these"
     )
     parser.add_argument("--optimizers", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument(
@@ -71,6 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
     done: dict[str, list[Done]] = {}
     check_writable(file)
     for name in dict.fromkeys(arguments.data):
+        if name in arguments.without:
+            continue
         try:
             case = _problem({**PROBLEMS, **HUB}[name], device, arguments.work)
         except DataError as error:  # the others still count
@@ -93,7 +99,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise SystemExit("nothing could be run")
     if runner.reused:
         console.print(f"{runner.reused} runs were there already (--again measures them anew).")
-    console.print(to_rich(without_spread(summary_table(measured))))
+    overview = summary_table(measured)
+    console.print(to_rich(overview if console.width >= WIDE else without_spread(overview)))
     return finish(measured, without_spread(train_table(measured)), file, console)
 
 

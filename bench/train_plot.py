@@ -11,12 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench.plots import LOOK, draw_curve, save
 from bench.results import Results
 
 # Okabe and Ito's colours; a family has one colour, and its members differ in their dashes.
-DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "solid", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)),
+)  # fmt: skip
 FAMILIES = {
     "FusedSaLSa": "#D55E00",
     "authors": "#8c564b",
@@ -24,6 +27,8 @@ FAMILIES = {
     "Prodigy": "#009E73",
     "D-Adaptation": "#CC79A7",
     "schedule-free": "#000000",
+    "GeN": "#56B4E9",
+    "MoMo": "#E69F00",
 }
 OTHER = "#999999"
 SMALL = {"font.size": 10, "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 10}
@@ -104,3 +109,15 @@ def _draw_losses(
     finite = [start for start in starts if math.isfinite(start)]
     if finite:
         axes.set_ylim(top=min(top, 1.05 * max(finite)))
+    if axes.get_yscale() == "log":
+        _few_ticks(axes)
+
+
+def _few_ticks(axes: Axes) -> None:
+    """A small panel has room for a handful, over many decades as within one."""
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    few = MaxNLocator(4) if decades < 0.5 else LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))
+    axes.yaxis.set_major_locator(few)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("e-0", "e-")))
+    axes.yaxis.set_minor_locator(NullLocator())

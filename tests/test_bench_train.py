@@ -201,7 +201,7 @@ def arguments(tmp_path, monkeypatch):
     monkeypatch.setitem(PROBLEMS, "linear", lambda device, steps=20: linear_problem(steps))
     return Namespace(
         device="cpu", data=["linear"], optimizers=["FusedSaLSa", "AdamW"], seeds=2, work=1.0,
-        again=False, json=tmp_path / "train.json", family=False,
+        again=False, json=tmp_path / "train.json", family=False, without=[],
     )  # fmt: skip
 
 
@@ -232,6 +232,13 @@ def test_more_work_is_more_steps(arguments):
     arguments.work = 1.5
     assert train.main(arguments) == 0
     assert Results.read(arguments.json).row("linear", "AdamW", "steps").mean == 30
+
+
+def test_problems_can_be_left_out(arguments, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "other", lambda device, steps=20: linear_problem(steps, "other"))
+    arguments.data, arguments.without = ["other", "linear"], ["linear"]
+    assert train.main(arguments) == 0
+    assert list(Results.read(arguments.json).settings["cases"]) == ["other"]
 
 
 def test_again_measures_anew_and_deletes_nothing(arguments, tmp_path):
