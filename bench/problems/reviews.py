@@ -15,7 +15,7 @@ from bench.training import Problem
 REVIEWS_STEPS = 160  # a quarter of an epoch
 REVIEWS_BATCH = 16
 REVIEWS_SAMPLE = 256  # snippets of the training set that are evaluated
-SMALL_STEPS, SMALL_BATCH, SMALL_SAMPLE = 40, 8, 64
+SMALL_STEPS, SMALL_BATCH, SMALL_SAMPLE = 60, 8, 64
 
 
 def reviews_minilm(device: torch.device, plain_steps: int = REVIEWS_STEPS) -> Problem:
@@ -30,7 +30,7 @@ def reviews_minilm_b8(device: torch.device, plain_steps: int = SMALL_STEPS) -> P
     """The same with small batches, and short."""
     return _reviews(
         device, plain_steps, "minilm-b8", "MiniLM on reviews, batch 8", SMALL_BATCH, SMALL_SAMPLE,
-        every=16, evaluations=4,
+        every=16, evaluations=5,
     )  # fmt: skip
 
 
