@@ -11,7 +11,8 @@ from rich.console import Console
 from bench import problems, results
 from bench.collect import collect
 from bench.devices import add_device, chosen_device
-from bench.optimizers import ADAM, FUSED_SALSA
+from bench.optimizers import FUSED_SALSA
+from bench.others import ADAM
 from bench.plots import draw_demo
 from bench.runs import Runner
 from bench.tables import demo_table, to_rich

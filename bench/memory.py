@@ -13,8 +13,9 @@ from rich.console import Console
 
 from bench import results
 from bench.devices import add_device, check_writable, chosen_device
+from bench.method import Method
 from bench.models import parameter_count
-from bench.optimizers import Method, d_adaptation
+from bench.others import d_adaptation
 from bench.peak import peak_memory
 from bench.peers import versions
 from bench.progress import progress_bars

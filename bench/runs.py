@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from bench import results, summary
-from bench.optimizers import Method
+from bench.method import Method
 from bench.peers import MissingPeer, versions
 from bench.progress import progress_bars
 from bench.results import REPOSITORY, commit
@@ -30,10 +30,13 @@ MakeMethod = Callable[..., Method]
 
 
 @cache
-def code() -> str:
-    """A digest of the sources that decide what a run does."""
-    bench = ("optimizers", "losses", "training", "hub", "problems/*", "models/*", "sets/*")
-    patterns = ["salsa_fused/**/*.py", "csrc/*", *(f"bench/{name}.py" for name in bench)]
+def code(ours: bool) -> str:
+    """A digest of the sources that decide what a run does; FusedSaLSa's only where it is run."""
+    bench = ("method", "losses", "training", "hub", "problems/*", "models/*", "sets/*")
+    patterns = [f"bench/{name}.py" for name in bench]
+    patterns += (
+        ["salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py"] if ours else ["bench/others.py"]
+    )
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern)):
         digest.update(path.read_bytes())
@@ -54,7 +57,7 @@ class Store:
         budget = {"steps": case.plain_steps, "checkpoints": case.checkpoints}
         what = {"case": case.case, "description": case.description, **budget}
         how = {"method": method.name, "settings": method.settings, "seed": seed}
-        return {**what, **how, **machine, "code": code(), "peers": versions()}
+        return {**what, **how, **machine, "code": code(method.ours), "peers": versions()}
 
     def get(self, key: dict[str, object]) -> tuple[Run, str] | None:
         """The run, and the commit that it is of; None also for what an older version wrote."""

@@ -20,7 +20,9 @@ from rich.console import Console
 
 from bench import results
 from bench.devices import add_device, check_writable, chosen_device
-from bench.optimizers import Method, adamw, authors_salsa, fused_salsa, prodigy, schedule_free
+from bench.method import Method
+from bench.optimizers import fused_salsa
+from bench.others import adamw, authors_salsa, prodigy, schedule_free
 from bench.peak import peak_memory
 from bench.peers import versions
 from bench.progress import progress_bars

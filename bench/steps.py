@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bench.devices import now
-from bench.optimizers import Method, closure_step, plain_step
+from bench.method import Method, plain_step
+from bench.optimizers import closure_step
 from bench.sets.batches import Batch, on
 from bench.training import Work
 from bench.workloads import Workload, loss_of

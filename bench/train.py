@@ -18,7 +18,8 @@ from rich.console import Console
 from bench.collect import collect
 from bench.devices import add_device, check_writable, chosen_device
 from bench.hub import HUB
-from bench.optimizers import FAMILY, METHODS, Method
+from bench.method import Method
+from bench.optimizers import FAMILY, METHODS
 from bench.peers import versions
 from bench.problems import PROBLEMS
 from bench.runs import KEPT, Done, Runner, Store

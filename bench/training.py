@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.devices import now
 from bench.losses import CROSS_ENTROPY, Loss
-from bench.optimizers import Closure, Method
+from bench.method import Closure, Method
 from bench.sets.batches import Batch
 
 FORWARD, BACKWARD = 1, 2

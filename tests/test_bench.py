@@ -14,7 +14,9 @@ from bench import (
     tables,
     verdict,
 )
-from bench.optimizers import ADAM, FUSED_SALSA, Method
+from bench.method import Method
+from bench.optimizers import FUSED_SALSA
+from bench.others import ADAM
 from bench.problems import digits_cnn, plays_gpt
 from bench.sets import batches, plays
 from bench.training import PLAIN_STEP, Problem, Work, train

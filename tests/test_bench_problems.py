@@ -11,7 +11,8 @@ import torch
 
 from bench.models.bert import Bert, BertSize
 from bench.models.burgers import BurgersNet
-from bench.optimizers import ADAM, FUSED_SALSA
+from bench.optimizers import FUSED_SALSA
+from bench.others import ADAM
 from bench.problems import PROBLEMS, reviews
 from bench.problems.digits import few_recipe
 from bench.problems.plays import continued_recipe

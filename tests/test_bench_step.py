@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from bench import memory, peers, report, step, step_table, tables, workloads
-from bench.optimizers import adamw, authors_salsa, fused_salsa
+from bench.optimizers import fused_salsa
+from bench.others import adamw, authors_salsa
 from bench.peak import peak_memory
 from bench.results import Results
 from bench.sets.batches import Batch

@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bench import optimizers, peers, report, results, tables, train, train_summary, train_table
+from bench import method, others, peers, report, results, tables, train, train_summary, train_table
 from bench.collect import collect
-from bench.optimizers import ADAM, FUSED_SALSA, METHODS, adamw, tuned_adamw
+from bench.optimizers import FUSED_SALSA, METHODS
+from bench.others import ADAM, adamw, tuned_adamw
 from bench.peers import MissingPeer
 from bench.problems import PROBLEMS
 from bench.results import Results
@@ -63,10 +64,10 @@ def test_a_factor_scales_the_learning_rate_over_the_work():
 
 
 def test_schedules():
-    assert [optimizers.cosine_end(s) for s in (0.0, 0.49, 0.5, 0.75, 1.0)] == pytest.approx(
+    assert [method.cosine_end(s) for s in (0.0, 0.49, 0.5, 0.75, 1.0)] == pytest.approx(
         [1, 1, 1, 0.5, 0]
     )
-    ramp = [optimizers.warm_up_and_cosine(s) for s in (0.05, 0.1, 0.55, 1.0)]
+    ramp = [method.warm_up_and_cosine(s) for s in (0.05, 0.1, 0.55, 1.0)]
     assert ramp == pytest.approx([0.5, 1, 0.5, 0])
 
 
@@ -99,7 +100,7 @@ def test_a_missing_peer_is_named_with_what_to_do(monkeypatch, tmp_path):
         peers.peer("prodigyopt")
     console = quiet()
     runner = Runner(CPU, console)
-    done = runner.run_all(linear_problem(), [lambda: ADAM, optimizers.prodigy], 2)
+    done = runner.run_all(linear_problem(), [lambda: ADAM, others.prodigy], 2)
     assert [one.method.name for one in done] == ["Adam"]
     assert list(runner.missing) == ["Linear: Prodigy"]
     assert "left out" in console.file.getvalue()
@@ -116,7 +117,7 @@ def test_peers_are_found_in_the_folder(monkeypatch, tmp_path):
 
 
 def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
-    monkeypatch.setattr(optimizers, "GRID", (1e-4, 1e-1, 1e3))
+    monkeypatch.setattr(others, "GRID", (1e-4, 1e-1, 1e3))
     seeds = []
     kept = Runner._run
 
@@ -136,7 +137,7 @@ def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
 
 
 def test_a_run_that_diverges_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(optimizers, "GRID", (math.inf, 1e-2))
+    monkeypatch.setattr(others, "GRID", (math.inf, 1e-2))
     (done,) = Runner(CPU, quiet()).run_all(linear_problem(), [tuned_adamw], 1)
     assert done.method.chosen_lr == 1e-2
 
@@ -256,7 +257,7 @@ def test_other_sources_are_measured_anew(tmp_path, monkeypatch):
 
     store = Store(tmp_path, CPU)
     before = store.key(linear_problem(), ADAM, 0)
-    monkeypatch.setattr(runs, "code", lambda: "another")
+    monkeypatch.setattr(runs, "code", lambda ours: "another")
     assert store.key(linear_problem(), ADAM, 0) != before
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from bench.optimizers import Closure
+from bench.method import Closure
 from bench.scripts.script import Factor, Run, Way
 from bench.training import PLAIN_STEP, Work
 
