@@ -24,7 +24,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("adam", "chunks", "directions", "lamb", "storage")
+HEADERS = ("adam", "alignment", "chunks", "directions", "lamb", "storage")
 SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",

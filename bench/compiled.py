@@ -98,7 +98,7 @@ def compiled(
     fn = getattr(kernels or triton_kernels, kernel)
     pointers = {"rows": "*i64", "chunks": "*i64", "classes": "*fp32", "partials": "*fp64"}
     pointers |= {"saved": f"*{dtype}", "skip": "*fp32", "ratios": "*fp32"}
-    pointers |= {"parts": "*i64", "clip": "fp32"}
+    pointers |= {"parts": "*i64", "clip": "fp32", "starts": "*i64"}
     constants: dict[str, Any] = {
         "DTYPE": {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
         "VECTOR": TritonBackend.vector_bytes // TYPES[dtype],

@@ -25,7 +25,7 @@
 namespace salsa::cpu {
 namespace {
 
-constexpr int kLanes = 16;   // running sums of the slope, side by side in vector registers
+constexpr int kLanes = 16;   // running sums, side by side in vector registers
 constexpr int kBlock = 512;  // elements that stay in the first cache while they are worked on
 constexpr int kBurst = 64;   // elements that are streamed at a time between reads: more, and they wait
 
@@ -57,6 +57,21 @@ SALSA_INLINE void end_writes(bool stream) {
     (void)stream;
 }
 
+// Adds numbers up in `kLanes` sums side by side; which one takes which depends on their place alone.
+SALSA_INLINE void add_up(double (&lanes)[kLanes], const float* numbers, int n) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += numbers[i + lane];
+    for (; i < n; ++i) lanes[i % kLanes] += numbers[i];
+}
+
+// One after the other, in this order.
+SALSA_INLINE double total(const double* numbers, std::int64_t n) {
+    double sum = 0.0;
+    for (std::int64_t i = 0; i < n; ++i) sum += numbers[i];
+    return sum;
+}
+
 template <Direction D>
 SALSA_INLINE float at_index(const float* SALSA_RESTRICT moment, std::int64_t i) {
     if constexpr (kHasMoments<D>) return moment[i];
@@ -78,15 +93,10 @@ SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRIC
             w[base + i] = Stored<T>::from(trial_point(load(w[base + i]), direction, c));
             products[i] = gradient * direction;
         }
-        int i = 0;
-        for (; i + kLanes <= m; i += kLanes)
-            for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += products[i + lane];
-        for (; i < m; ++i) lanes[i % kLanes] += products[i];
+        add_up(lanes, products, m);
     }
     end_writes(stream);
-    double sum = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-    return sum * c.slope_scale;
+    return total(lanes, kLanes) * c.slope_scale;
 }
 
 template <Direction D, class T>
@@ -166,6 +176,21 @@ SALSA_INLINE void norms_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT 
     }
 }
 
+template <class T>
+SALSA_INLINE double alignment_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
+                                   const T* SALSA_RESTRICT start, std::int64_t n) {
+    float products[kBlock];
+    double lanes[kLanes] = {};
+    for (std::int64_t base = 0; base < n; base += kBlock) {
+        const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
+        for (int i = 0; i < m; ++i)
+            products[i] =
+                alignment_term(load(g[base + i]), load(start[base + i]), load(w[base + i]));
+        add_up(lanes, products, m);
+    }
+    return total(lanes, kLanes);
+}
+
 // The clones: attributes of this kind belong on plain functions, so there is one per type and
 // direction.
 #define SALSA_INSTANTIATE_TRIALS(T, D)                                                            \
@@ -193,6 +218,9 @@ SALSA_INLINE void norms_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT 
     SALSA_CLONES void norms_chunk(const T* w, const T* g, const float* m, const float* v,         \
                                   std::int64_t n, const AdamClass& c, double* sums) {             \
         norms_loop<T>(w, g, m, v, n, c, sums);                                                    \
+    }                                                                                             \
+    SALSA_CLONES double alignment_chunk(const T* w, const T* g, const T* start, std::int64_t n) { \
+        return alignment_loop<T>(w, g, start, n);                                                 \
     }
 
 SALSA_INSTANTIATE(float)
@@ -211,28 +239,35 @@ float* moment_at(std::int64_t address, std::int64_t offset) {
     return nullptr;
 }
 
-// Calls work(row, class, span, index) for every chunk whose row has a gradient.
+// Calls work(row, span, index) for every chunk whose row has a gradient.
 template <class Work>
-void for_each_chunk(const Launch& launch, const Work& work) {
+void for_each_span(const Launch& launch, const Work& work) {
 #if defined(_OPENMP)
 #pragma omp parallel for schedule(static) num_threads(launch.threads)
 #endif
     for (std::int64_t k = 0; k < launch.n_chunks; ++k) {
         const Span span = span_of(launch.chunks, k, 0, 1);
         const Row& row = launch.rows[span.row];
-        if (row.gradient == 0) continue;
+        if (row.gradient != 0) work(row, span, k);
+    }
+}
+
+// Calls work(row, class, span, index), the class with LAMB's ratio where there are ratios.
+template <class Work>
+void for_each_chunk(const Launch& launch, const Work& work) {
+    for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
         const AdamClass& c = launch.classes[row.klass];
         if (launch.ratios == nullptr)
             work(row, c, span, k);
         else
             work(row, trusted(c, launch.ratios[span.row]), span, k);
-    }
+    });
 }
 
 template <Direction D, class T>
 double first_trial_of(const Launch& launch, double* partials) {
     T* saved = static_cast<T*>(launch.saved);
-    for (std::int64_t k = 0; k < launch.n_chunks; ++k) partials[k] = 0.0;
+    std::memset(partials, 0, launch.n_chunks * sizeof(double));
     for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
                                std::int64_t k) {
         partials[k] = first_trial_chunk(
@@ -240,9 +275,7 @@ double first_trial_of(const Launch& launch, double* partials) {
             moment_at<D>(row.exp_avg_sq, span.start), saved + row.saved + span.start, span.size,
             c, launch.stream);
     });
-    double slope = 0.0;
-    for (std::int64_t k = 0; k < launch.n_chunks; ++k) slope += partials[k];
-    return slope;
+    return total(partials, launch.n_chunks);
 }
 
 template <Direction D, class T>
@@ -291,6 +324,18 @@ void norms_of(const Launch& launch, double* partials) {
     });
 }
 
+template <class T>
+double alignment_of(const Launch& launch, const std::int64_t* starts, double* partials) {
+    std::memset(partials, 0, launch.n_chunks * sizeof(double));
+    for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
+        if (starts[span.row] == 0) return;
+        partials[k] = alignment_chunk(at<const T>(row.weight, span.start),
+                                      at<const T>(row.gradient, span.start),
+                                      at<const T>(starts[span.row], span.start), span.size);
+    });
+    return total(partials, launch.n_chunks);
+}
+
 }  // namespace
 
 double first_trial(const Launch& launch, double* partials) {
@@ -330,6 +375,12 @@ void trust_ratios(const Launch& launch, double* partials, float* ratios, std::in
         }
         ratios[row] = trust_ratio(w_squares, u_squares, clip);
     }
+}
+
+double alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
+    return by_dtype(launch.dtype, [&](auto x) {
+        return alignment_of<decltype(x)>(launch, starts, partials);
+    });
 }
 
 void advise_huge_pages(void* memory, std::int64_t bytes) {

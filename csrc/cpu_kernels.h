@@ -1,6 +1,7 @@
 // The kernels on the CPU: each is one parallel region for the whole model.
 #pragma once
 
+#include "alignment.h"
 #include "chunks.h"
 #include "directions.h"
 #include "lamb.h"
@@ -39,6 +40,11 @@ void sgd_step(const Launch& launch);
 // that depends on the chunks alone, a pair of partials for each; `launch.ratios` is not used.
 void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
                   float clip);
+
+// The sum of <g, start - w> over the rows that have both; nothing is written but `partials`, one for
+// each chunk.  starts: of each row the address of its weights as they were, or 0.  The order is as
+// that of the slope; the classes are not read.
+double alignment(const Launch& launch, const std::int64_t* starts, double* partials);
 
 // Asks for huge pages under fresh memory: touching it for the first time is then four times faster
 // than with small ones, where a fault for every 4 KiB takes longer than the kernel. A hint only.

@@ -293,6 +293,41 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) ratios[blockIdx.x] = trust_ratio(w_squares, u_squares, clip);
 }
 
+// -- reads w, g and the weights as they were; writes a partial sum ----------------------------
+
+template <int N, class T>
+__device__ __forceinline__ double alignment_span(const T* w, const T* g, const T* start,
+                                                 std::int64_t size) {
+    double sum = 0.0;
+    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
+        T ws[N], gs[N], starts[N];
+        read(w + i, ws);
+        read(g + i, gs);
+        read(start + i, starts);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum += alignment_term(load(gs[j]), load(starts[j]), load(ws[j]));
+    }
+    return sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    alignment_kernel(Launch launch, const std::int64_t* starts, double* partials) {
+    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    const Row row = launch.rows[span.row];
+    const std::int64_t start_at = starts[span.row];
+    double sum = 0.0;
+    if (row.gradient != 0 && start_at != 0) {
+        const T* w = reinterpret_cast<const T*>(row.weight) + span.start;
+        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
+        const T* start = reinterpret_cast<const T*>(start_at) + span.start;
+        sum = span.vectors ? alignment_span<kVector<T>>(w, g, start, span.size)
+                           : alignment_span<1>(w, g, start, span.size);
+    }
+    sum = sum_of_block(sum);
+    if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
 // -- launching --------------------------------------------------------------------------------
 
 void check(cudaError_t status, const char* what) {
@@ -372,6 +407,15 @@ void trust_ratios(const Launch& launch, double* partials, const std::int64_t* pa
     trust_ratios_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream_of(launch)>>>(
         partials, parts, clip, ratios);
     check(cudaGetLastError(), "trust_ratios");
+}
+
+void alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
+    const unsigned blocks = blocks_on_device(launch);
+    by_dtype(launch.dtype, [&](auto x) {
+        alignment_kernel<decltype(x)>
+            <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, starts, partials);
+    });
+    check(cudaGetLastError(), "alignment");
 }
 
 }  // namespace salsa::cuda

@@ -1,6 +1,7 @@
 // The kernels on a GPU: each is one launch for the whole model.
 #pragma once
 
+#include "alignment.h"
 #include "chunks.h"
 #include "directions.h"
 #include "lamb.h"
@@ -43,6 +44,11 @@ void sgd_step(const Launch& launch);
 // where its vector chunks begin and end, and where its other chunks do.
 void trust_ratios(const Launch& launch, double* partials, const std::int64_t* parts,
                   std::int64_t n_rows, float clip, float* ratios);
+
+// <g, start - w> of the rows that have both, 0 of all others; one partial for each chunk, in fp64 and
+// in a fixed order.  starts: of each row the address of its weights as they were, or 0.  The classes
+// are not read.
+void alignment(const Launch& launch, const std::int64_t* starts, double* partials);
 
 // All throw std::runtime_error with CUDA's text where a call of its runtime fails.
 

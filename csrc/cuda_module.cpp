@@ -54,4 +54,11 @@ PYBIND11_MODULE(_native_cuda, module) {
                                       reinterpret_cast<float*>(ratios));
         },
         release_gil());
+    module.def(
+        "alignment",
+        [](const Launch& launch, Address starts, Address partials) {
+            salsa::cuda::alignment(launch, reinterpret_cast<const std::int64_t*>(starts),
+                                   reinterpret_cast<double*>(partials));
+        },
+        release_gil());
 }

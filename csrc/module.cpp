@@ -62,5 +62,12 @@ PYBIND11_MODULE(_native, module) {
                                      reinterpret_cast<float*>(ratios), n_rows, clip);
         },
         release_gil());
+    module.def(
+        "cpu_alignment",
+        [](const Launch& launch, Address starts, Address partials) {
+            return salsa::cpu::alignment(launch, reinterpret_cast<const std::int64_t*>(starts),
+                                         reinterpret_cast<double*>(partials));
+        },
+        release_gil());
     salsa::add_watching(module);
 }

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from salsa_fused.kernels import BACKENDS, Direction, Table
-from salsa_fused.kernels.layout import moment_like
+from salsa_fused.kernels.layout import compute_dtype, moment_like
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIRECTIONS = get_args(Direction)
@@ -48,6 +48,45 @@ def make_state(weights, t=7, seed=1):
         }
         for weight in weights
     }
+
+
+def make_window(weights, state, seed=2, without=()):
+    """Enter into the state where a window began: near the weights, as they were some steps ago."""
+    random = torch.Generator().manual_seed(seed)
+    for i, weight in enumerate(weights):
+        if i not in without and weight.numel():
+            moved = 0.1 * torch.randn(weight.shape, generator=random)
+            start = torch.empty_like(weight).copy_(weight.double() + moved)
+            state.setdefault(weight, {})["window_start"] = start
+    return state
+
+
+def alignment_of(backend, weights, groups=None, state=None):
+    """What the backend makes of <g, window_start - w>, before anything else in a step."""
+    table = Table(BACKENDS[backend])
+    assert table.refresh(groups or [{**GROUP, "params": weights}], state)
+    return math.fsum(part.item() for part in table.alignment())
+
+
+def alignment_terms(weights, state):
+    """The elements that are added up, in the precision that kernels compute in, as float64."""
+    terms = [torch.zeros(1, dtype=torch.float64)]
+    for weight in weights:
+        start = state.get(weight, {}).get("window_start")
+        if weight.grad is not None and start is not None:
+            dtype = compute_dtype(weight.dtype)
+            w, g, start = (x.detach().to(dtype) for x in (weight, weight.grad, start))
+            terms.append(((start - w) * g).double().flatten())
+    return torch.cat(terms)
+
+
+def assert_aligned(backends, make):
+    """`make` builds (weights, groups, state); all backends give their terms' sum."""
+    for backend in backends:
+        weights, groups, state = make()
+        terms = alignment_terms(weights, state)
+        expected, scale = math.fsum(terms.tolist()), terms.abs().sum().item()
+        assert abs(alignment_of(backend, weights, groups, state) - expected) <= 1e-12 * scale
 
 
 def run(backend, weights, groups=None, state=None, eta=0.37, unit=None):

@@ -21,7 +21,7 @@ CSRC = Path(__file__).parent.parent / "csrc"
 
 OTHER_ACCESSES = {
     **{"sgd's first_trial": (2, 2), "sgd's next_trial": (2, 1), "sgd_step": (2, 1)},
-    **{"trust_ratios": (0, 0)},
+    **{"trust_ratios": (0, 0), "alignment": (3, 0)},
 }
 
 # -- machine code -----------------------------------------------------------------------------
@@ -39,9 +39,8 @@ def dump(option):
 
 
 def kernel_name(mangled):
-    kernel = re.search(
-        r"(first_trial|next_trial|adam_step|sgd_step|norms|trust_ratios)_kernel", mangled
-    )[1]
+    names = "first_trial|next_trial|adam_step|sgd_step|norms|trust_ratios|alignment"
+    kernel = re.search(rf"({names})_kernel", mangled)[1]
     if direction := re.search(r"DirectionE(\d)E", mangled):
         kernel = ("", "sgd's ", "lamb's ")[int(direction[1])] + kernel
     dtype = "bf16" if "bf16" in mangled else "fp16" if "fp16" in mangled else "fp32"
@@ -66,7 +65,7 @@ def test_accesses_and_spills():
     code = by_kernel(dump("-sass"))
     wanted = [int(a.replace(".", "")) for a in native_cuda.module.architectures.split(",")]
     assert sorted({architecture for architecture, *_ in code}) == sorted(wanted)
-    assert len(code) == (3 * 10 + 1) * len(wanted)
+    assert len(code) == (3 * 11 + 1) * len(wanted)
     for (architecture, kernel, dtype), text in code.items():
         label = f"{kernel} {dtype} sm_{architecture}"
         width = dtype if dtype == "fp32" else "16"

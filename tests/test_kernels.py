@@ -246,6 +246,10 @@ extern "C" double run(int kernel, int direction, int dtype, int stream, std::int
         cpu::trust_ratios(launch, partials, &ratio, 1, INFINITY);
         return ratio;
     }
+    if (kernel == 4) {
+        const std::int64_t start = reinterpret_cast<std::int64_t>(saved);
+        return cpu::alignment(launch, &start, partials);
+    }
     return 0.0;
 }
 template <class T>
@@ -297,7 +301,7 @@ def test_bits_whatever_the_instruction_set(dtype, direction, instruction_sets):
             pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays]
             pointers.insert(2, ctypes.c_int64(2))
             seen = []
-            for kernel in (3, 0, 1, 2):
+            for kernel in (3, 0, 4, 1, 2):
                 slope = library.run(kernel, direction, dtype, stream, *pointers)
                 seen += [slope, w.tobytes(), m.tobytes(), v.tobytes(), saved.tobytes()]
             results[name, stream] = seen

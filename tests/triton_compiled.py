@@ -85,6 +85,18 @@ def test_the_ratios_of_lamb(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_accesses_spills_and_rounding_of_alignment(dtype, architecture):
+    made = of("alignment", dtype, architecture)
+    # three, once or in every turn of an unrolled loop
+    assert made.vector_loads > 0 and made.vector_loads % 3 == 0 and made.vector_stores == 0
+    assert made.spills == 0
+    assert made.registers <= 64
+    assert not re.findall(r"\b(?:fma|mad)\.rn\.f(?:32|64)\b", made.ptx)
+    assert ".ftz" not in made.ptx
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("kernel", "keywords"), CASES)
 def test_rounding(kernel, keywords, architecture):
     made = of(kernel, "fp32", architecture, **keywords)

@@ -16,11 +16,14 @@ from kernel_cases import (
     DIRECTIONS,
     DTYPES,
     GROUP,
+    alignment_of,
     along,
+    assert_aligned,
     assert_same_run,
     extreme_values,
     make_state,
     make_weights,
+    make_window,
     models,
     run,
     same_bits,
@@ -136,6 +139,49 @@ def test_the_slope_repeats_bit_for_bit():
         runs = [make_weights([5003, CHUNK + 1, 77]) for _ in range(3)]
         slopes = {run("triton", weights, [{**group, "params": weights}])[1] for weights in runs}
         assert len(slopes) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_alignment_over_sizes(dtype):
+    def make():
+        weights = make_weights(SIZES, dtype, missing={3})
+        return weights, None, make_window(weights, make_state(weights[:5]), without={0, 4})
+
+    assert_aligned(("triton", "native", "reference"), make)
+    assert len({alignment_of("triton", *make()) for _ in range(3)}) == 1
+
+
+@given(model=models())
+def test_alignment_over_shapes_strides_alignments_dtypes_groups_and_missing_gradients(model):
+    def make():
+        weights, groups, state = model.build()
+        without = {i for i in range(len(weights)) if (model.seed >> i) % 3 == 0}
+        return weights, groups, make_window(weights, state, without=without)
+
+    assert_aligned(BOTH, make)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_window_that_begins_where_no_vector_may(dtype):
+    weights = make_weights([3000, 3000], dtype)
+    state = make_window(weights, {})
+    expected = alignment_of("triton", weights, state=state)
+    start = state[weights[0]]["window_start"]
+    room = torch.empty(3001, dtype=dtype)
+    state[weights[0]]["window_start"] = room[1:].copy_(start)
+    assert alignment_of("triton", weights, state=state) == expected
+
+
+@pytest.mark.parametrize("unit", [0, 1])
+def test_alignment_whatever_the_unit(unit):
+    weights, groups, state = two_groups()
+    table = Table(BACKENDS["triton"])
+    table.refresh(groups, make_window(weights, state))
+    (expected,) = table.alignment()
+    table.first_trial(groups, 0.5, unit)
+    table.restore()
+    assert table.launches[0].unit == unit
+    assert table.alignment()[0] == expected
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -103,6 +103,16 @@ def test_the_launches_of_a_search():
     assert launched == ["first_trial", "next_trial", "adam_step"]
 
 
+def test_one_launch_for_an_alignment():
+    weights = parameters([100, 3, 7])
+    table = Table(BACKENDS["triton"])
+    state = {weight: {"window_start": weight.detach().clone()} for weight in weights}
+    for _ in range(2):
+        table.refresh(FusedSaLSa(weights).param_groups, state)
+        table.alignment()
+    assert launched == ["alignment"] * 2 and compiled.count("alignment") <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_compilation_for_every_variant(dtype):
     """Neither counts nor addresses are compiled into a kernel."""

@@ -21,7 +21,7 @@ def load(name: str) -> tuple[ModuleType | None, str]:
 
 
 module, _import_error = load("_native")
-if module is not None and not hasattr(module, "TensorReader"):  # built before the sources beside it
+if module is not None and not hasattr(module, "cpu_alignment"):  # built before the sources
     module, _import_error = None, "it is older than the sources: run `pip install` again"
 
 

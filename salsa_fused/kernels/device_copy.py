@@ -35,8 +35,8 @@ class DeviceCopy:
     places_of: tuple[int, Any] | None = None
 
 
-def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows, chunks, classes) of a launch: int64, int64 and fp32, on its device.
+def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor]:
+    """(rows, chunks) of a launch: int64, on its device.
 
     ``stream``: the current one there; what is returned is for launches on it.
     """
@@ -48,7 +48,7 @@ def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor, Tensor
     if copy.chunks_of.get(part) != (launch.chunks_version, stream):
         copy.chunks[part] = send(launch.chunks.raw, launch.device)
         copy.chunks_of[part] = (launch.chunks_version, stream)
-    return copy.rows, copy.chunks[part], send(launch.raw_classes, launch.device)
+    return copy.rows, copy.chunks[part]
 
 
 def places_on_device(launch: Launch) -> Tensor:
@@ -60,6 +60,12 @@ def places_on_device(launch: Launch) -> Tensor:
             copy.places = send(places, launch.device)
             copy.places_of = (launch.chunks_version, stream)
     return copy.places
+
+
+def window_starts_on_device(launch: Launch) -> Tensor:
+    """Where each row's weights are as the window began, 0 where they are not."""
+    with on_device(launch.device):
+        return send(launch.window_start_addresses, launch.device)
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

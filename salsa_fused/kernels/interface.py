@@ -8,10 +8,12 @@ kernel          reads                 writes                                    
 `adam_step`     saved or w, g, m, v   m, v, w                                     28
 `sgd_step`      saved or w, g         w                                           12
 `trust_ratios`  w, g, m, v            one number for each row                     16
+`alignment`     w, g, window_start    one number                                  12
 ==============  ====================  ==========================================  ==============
 
 LAMB takes Adam's kernels; its ratios, made once in a step before anything moves, scale them row by
-row.  SGD's trials read no ``v`` (there is none) and move 4 bytes less.
+row.  SGD's trials read no ``v`` (there is none) and move 4 bytes less.  `alignment` runs on those
+steps only that ask how far the weights have come since a window of steps began.
 
 The moments are deferred: a trial computes ``v`` after this step's update on the fly, and only
 ``adam_step`` writes ``m`` and ``v``.  So ``w <- saved`` undoes a search completely.
@@ -95,4 +97,11 @@ class Backend(Protocol):
         ``u`` is what the final write subtracts a multiple of; 1 where either norm is 0.  In the
         precision of the arithmetic, of sums in float64 in an order that does not change from run
         to run.  Nothing waits for it; ``launch.ratios`` are those that the other kernels use.
+        """
+
+    def alignment(self, launch: Launch) -> Tensor:
+        """``<g, window_start - w>`` of all rows that have both, whatever unit is selected.
+
+        A float64 scalar on the launch's device, added up as the slope is.  Neither the groups'
+        factors nor ``maximize`` count: the gradients are those that lie there.
         """

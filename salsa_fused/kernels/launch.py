@@ -7,7 +7,8 @@ are read and compared at once (see watch.py): mostly nothing has changed since t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_, itemgetter, or_
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch import copy_each
 from .chunks import Chunks, cut
 from .interface import AdamClass, Backend, Direction
 from .layout import NO_MEMORY, has_memory, is_dense, moment_like, readable_gradient
 from .saved import NO_ROOM, Room, room_for
 from .watch import Layouts, addresses, common_step, lines_of, prefetch, set_step
+from .window import WINDOW_START, NewWindow, can_be_kept, empty_like, start_in, start_like
 
 # where the int64 fields of `Row` in csrc/adam.h stand
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ, SAVED_AT, CLASS, ROW_FIELDS = range(7)
@@ -104,6 +107,10 @@ class Launch:
     ratios: Tensor | None = None  # LAMB's, one for each row; only during a step
     skip: Tensor | None = None  # one fp32 on the device: not 0, and the step is not taken
     moved: bool = False  # `saved` holds the weights, which stand at a trial point
+    # of each row that has a gradient, where the window began; only where `alignment` was asked for
+    window_starts: list[Tensor | None] = field(default_factory=list)
+    window_start_addresses: array[int] = field(default_factory=_empty)
+    new_window: NewWindow | None = None  # between `prepare_window` and `begin_window`
 
     # -- building -----------------------------------------------------------------------------
 
@@ -146,6 +153,16 @@ class Launch:
     def is_selected(self, row: int) -> bool:
         """Whether kernels go over this row."""
         return self.unit is None or (self.groups[row] == self.unit) != self.others
+
+    @contextmanager
+    def over_all(self) -> Iterator[None]:
+        """Let kernels go over all rows for a while, whatever is selected."""
+        unit, others = self.unit, self.others
+        self.select(None)
+        try:
+            yield
+        finally:
+            self.select(unit, others=others)
 
     # -- in every step ------------------------------------------------------------------------
 
@@ -304,7 +321,8 @@ class Launch:
 
     def _read_entries(self) -> tuple[list[int], list[Tensor | None], list[Tensor | None]]:
         """Counts and moments; for rows without gradient the moments that they had."""
-        entries = [entry or NO_ENTRY for entry in self.entries]
+        # SGD's entry has no moments, and may have a window
+        entries = [entry if entry and "step" in entry else NO_ENTRY for entry in self.entries]
         steps, exp_avgs, exp_avg_sqs = map(list, zip(*map(FIELDS_OF_ENTRY, entries)))
         if self.missing is not None:
             for row, without in enumerate(self.missing):
@@ -319,7 +337,8 @@ class Launch:
         for row, gradient in enumerate(self.gradients):
             if gradient is None:
                 continue
-            if self.entries[row]:
+            entry = self.entries[row]
+            if entry and "step" in entry:
                 self._set_moments(row, exp_avgs[row], exp_avg_sqs[row])
             elif row not in self.new_moments:
                 self._set_moments(row, None, None)
@@ -521,9 +540,62 @@ class Launch:
             and has_memory(weight)
         )
 
+    # -- the window ---------------------------------------------------------------------------
+
+    def take_window_starts(self) -> bool:
+        """Take up where the window began; whether any row with a gradient has that."""
+        self.window_starts = starts = [
+            self._window_start(row, start_in(entry)) if gradient is not None else None
+            for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries))
+        ]
+        self.window_start_addresses = addresses(starts)
+        self._expect_memory(self.window_start_addresses, starts, f"`{WINDOW_START}` of {{}}")
+        return any(self.window_start_addresses)
+
+    def _window_start(self, row: int, start: Tensor | None) -> Tensor | None:
+        if start is None:
+            return None
+        in_vectors = self.aligned is not None and self.aligned[row]
+        alignment = self.backend.vector_bytes if in_vectors else 1
+        return start_like(self.weights[row], start, self.labels[row], alignment)
+
+    def prepare_window(self, state: State) -> None:
+        """Make ready what :meth:`begin_window` enters; nothing that anybody sees is written.
+
+        What is missing is made here, and so are copies of the rows that no search has saved: the
+        final write is about to move them.
+        """
+        window, befores = NewWindow(), []
+        saved = {*self.room.rows} if self.moved else set()
+        for row, (weight, gradient) in enumerate(zip(self.weights, self.gradients)):
+            if gradient is None:
+                continue
+            before = self.saved_view(row) if row in saved else weight
+            start = start_in(state.get(weight))
+            if row in saved and start is not None and can_be_kept(weight, start):
+                window.kept.append(start)
+                window.saved.append(before)
+            else:
+                window.entered.append((weight, empty_like(weight)))
+                befores.append(before)
+        if befores:
+            copy_each([start for _, start in window.entered], befores)
+        self.new_window = window
+
+    def begin_window(self, state: State) -> None:
+        """Let the weights before this step be where the window begins."""
+        window, self.new_window = self.new_window, None
+        assert window is not None
+        if window.kept:
+            copy_each(window.kept, window.saved)
+        for weight, start in window.entered:
+            _enter(state.setdefault(weight, {}), {WINDOW_START: start})
+
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor moments of no step."""
-        self.saved = self.aside = self.skip = self.ratios = None
+        self.saved = self.aside = self.skip = self.ratios = self.new_window = None
+        if self.window_starts:
+            self.window_starts = []
         if self.unit is not None:
             self.select(None)
         self.gradients = [None] * len(self.weights)

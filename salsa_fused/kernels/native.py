@@ -61,6 +61,14 @@ class NativeBackend:
         _ready("cpu_trust_ratios", launch, *to, n_rows, clip, writes=False)()
         return ratios
 
+    def alignment(self, launch: Launch) -> Tensor:
+        starts = launch.window_start_addresses.buffer_info()[0]
+        with launch.over_all():
+            partials = array("d", bytes(8 * launch.chunks.count))
+            to = partials.buffer_info()[0]
+            total = _ready("cpu_alignment", launch, starts, to, writes=False)()
+        return torch.tensor(total, dtype=torch.float64, device="cpu")
+
 
 def _ready_unless_skipped(kernel: str, launch: Launch) -> Callable[[], None]:
     if launch.skip is not None and launch.skip.item() != 0.0:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from .compiled import load, reason_of_absence
-from .device_copy import on_device, places_on_device, table_on_device
+from .device_copy import (
+    on_device,
+    places_on_device,
+    send,
+    table_on_device,
+    window_starts_on_device,
+)
 from .interface import DIRECTIONS
 from .launch import Launch
 from .layout import FAST_DTYPES, unfit_for_fast_kernels
@@ -72,6 +78,14 @@ class NativeCudaBackend:
         _ready("trust_ratios", launch, *arguments, writes=False)()
         return ratios
 
+    def alignment(self, launch: Launch) -> Tensor:
+        starts = window_starts_on_device(launch)
+        with launch.over_all():
+            partials = torch.empty(launch.chunks.count, dtype=torch.float64, device=launch.device)
+            arguments = (starts.data_ptr(), partials.data_ptr())
+            _ready("alignment", launch, *arguments, writes=False, classed=False)()
+        return partials.sum()
+
 
 @cache
 def launch_failure(device: torch.device) -> str | None:
@@ -89,18 +103,19 @@ def launch_failure(device: torch.device) -> str | None:
 
 
 def _ready(
-    kernel: str, launch: Launch, *arguments: float, writes: bool = True
+    kernel: str, launch: Launch, *arguments: float, writes: bool = True, classed: bool = True
 ) -> Callable[[], None]:
-    """Send the table; what is returned launches."""
+    """Send the table, with the classes where they are read; what is returned launches."""
     assert module is not None
     with on_device(launch.device) as stream:
-        rows, chunks, classes = table_on_device(launch, stream)
+        rows, chunks = table_on_device(launch, stream)
+        classes = send(launch.raw_classes, launch.device) if classed else None
     native_launch = module.CudaLaunch(
         rows.data_ptr(),
         chunks.data_ptr(),
         launch.chunks.count,
         launch.chunks.n_vector,
-        classes.data_ptr(),
+        0 if classes is None else classes.data_ptr(),
         0 if launch.saved is None else launch.saved.data_ptr(),
         0 if launch.skip is None else launch.skip.data_ptr(),
         FAST_DTYPES.index(launch.dtype),

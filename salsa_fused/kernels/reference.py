@@ -36,7 +36,7 @@ class ReferenceBackend:
         for row in _rows(launch):
             d = _trial_direction(launch, row)
             row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.step)))
-            slope += row.g.mul(d).to(slope.dtype).sum() * row.slope_scale
+            slope += _sum(row.g.mul(d)) * row.slope_scale
         return slope
 
     def next_trial(self, launch: Launch) -> None:
@@ -77,6 +77,15 @@ class ReferenceBackend:
             ratio = torch.where((w_norm == 0.0) | (u_norm == 0.0), 1.0, ratio)
             ratios[row.number] = ratio
         return ratios
+
+    def alignment(self, launch: Launch) -> Tensor:
+        dtype = compute_dtype(launch.dtype)
+        total = torch.zeros((), dtype=_widest(launch.device), device=launch.device)
+        for weight, g, start in zip(launch.weights, launch.gradients, launch.window_starts):
+            if g is not None and start is not None:
+                back = start.to(dtype).sub(weight.detach().to(dtype))
+                total += _sum(g.to(dtype).mul(back))
+        return total
 
 
 class _Row(NamedTuple):
@@ -146,6 +155,10 @@ def _write_unless_skipped(
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _sum(products: Tensor) -> Tensor:
+    return products.to(_widest(products.device)).sum()
 
 
 def _first_moment(exp_avg: Tensor, g: Tensor, c: AdamClass) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from .._torch import forget_cached_weights, largest_of_each
 from .choice import choose_backend
@@ -42,7 +43,9 @@ class Table:
     The order of calls in a step: :meth:`refresh`; in a search :meth:`first_trial`, then
     :meth:`next_trial` as often as needed; :meth:`final_write` and :meth:`commit`, or
     :meth:`restore`; :meth:`release` last, on every path.  After an exception at any other place
-    :meth:`forget`, too.
+    :meth:`forget`, too.  Where a window of steps is looked back on, :meth:`alignment` comes before
+    the first trial; where one begins, :meth:`prepare_window` before :meth:`final_write` and
+    :meth:`begin_window` after :meth:`commit`.
     """
 
     def __init__(self, forced: Backend | None = None) -> None:
@@ -144,6 +147,33 @@ class Table:
             if present:
                 found.append(torch.stack(largest_of_each(present)).amax())
         return found
+
+    def root_mean_square(self) -> float:
+        """Of all weights that are trained; the host waits for it."""
+        norms = [get_total_norm(launch.weights).item() for launch in self.launches]
+        count = sum(weight.numel() for launch in self.launches for weight in launch.weights)
+        return math.hypot(*norms) / math.sqrt(count) if count else 0.0
+
+    def alignment(self) -> list[Tensor]:
+        """``<g, window_start - w>`` of each launch that has rows with both, on its device.
+
+        The weights and gradients are those that lie there: clipped, and to maximize as to minimize.
+        """
+        self._follow()
+        looked_back_on = [launch for launch in self.launches if launch.take_window_starts()]
+        return [launch.backend.alignment(launch) for launch in looked_back_on]
+
+    def prepare_window(self, state: State) -> None:
+        """Make ready what :meth:`begin_window` enters; nothing that anybody sees changes."""
+        with torch.no_grad():
+            for launch in self.launches:
+                launch.prepare_window(state)
+
+    def begin_window(self, state: State) -> None:
+        """Enter the weights before this step, of those that it stepped, into the state."""
+        with torch.no_grad():
+            for launch in self.launches:
+                launch.begin_window(state)
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""

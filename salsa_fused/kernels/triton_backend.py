@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_copy import on_device, places_on_device, table_on_device
+from .device_copy import (
+    on_device,
+    places_on_device,
+    send,
+    table_on_device,
+    window_starts_on_device,
+)
 from .launch import Launch
 from .layout import unfit_for_fast_kernels
 
@@ -63,15 +69,32 @@ class TritonBackend:
             start(_kernels().trust_ratios, len(launch.weights), arguments, _options())
         return ratios
 
+    def alignment(self, launch: Launch) -> Tensor:
+        starts = window_starts_on_device(launch)
+        with launch.over_all():
+            partials = torch.empty(launch.chunks.count, dtype=torch.float64, device=launch.device)
+            _ready("alignment", launch, starts, partials, writes=False, classed=False)()
+        return partials.sum()
+
 
 def _ready(
-    name: str, launch: Launch, *tensors: Tensor | None, writes: bool = True, **constants: str
+    name: str,
+    launch: Launch,
+    *tensors: Tensor | None,
+    writes: bool = True,
+    classed: bool = True,
+    **constants: str,
 ) -> Callable[[], None]:
-    """Send the table and compile the kernel; what is returned launches it."""
+    """Send the table, with the classes where the kernel reads them, and compile the kernel.
+
+    What is returned launches it.
+    """
     kernel, device = getattr(_kernels(), name), launch.device
     constants = {**_constants(launch.dtype), **constants} if constants else _constants(launch.dtype)
     with on_device(launch.device) as stream:
-        arguments = (*table_on_device(launch, stream), *tensors, launch.chunks.n_vector)
+        classes = (send(launch.raw_classes, launch.device),) if classed else ()
+        table = (*table_on_device(launch, stream), *classes)
+        arguments = (*table, *tensors, launch.chunks.n_vector)
         given = [tensor is None for tensor in tensors]
         variant = (name, launch.dtype, launch.direction, device, *given)
         if variant not in _compiled:

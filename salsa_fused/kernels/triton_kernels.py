@@ -118,6 +118,12 @@ def ratio_of(ratios, chunks, number):
 
 
 @triton.jit
+def in_threads(wide, BLOCK: tl.constexpr, UNIT: tl.constexpr):
+    """Added up as far as one thread holds them."""
+    return tl.sum(tl.reshape(wide, [BLOCK // UNIT, UNIT]), axis=1)
+
+
+@triton.jit
 def store(pointer, x, mask, DTYPE: tl.constexpr):
     """Round to nearest, ties to even."""
     if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
@@ -162,7 +168,7 @@ def first_trial_chunk(
             d = trial_direction(g, v, beta2, one_minus_beta2, inv_root_bias2, eps)
         store(w_at + i, stored.to(tl.float32) - step * d, mask, DTYPE)
         products = tl.where(mask, g * d, 0.0).to(tl.float64)
-        sums += tl.sum(tl.reshape(products, [BLOCK // UNIT, UNIT]), axis=1)
+        sums += in_threads(products, BLOCK, UNIT)
         base += BLOCK
     return tl.sum(sums, axis=0) * scale.to(tl.float64)
 
@@ -333,9 +339,9 @@ def sgd_step(
 
 @triton.jit
 def squares(x, mask, BLOCK: tl.constexpr, UNIT: tl.constexpr):
-    """Exact in fp64; added up as far as one thread holds them."""
+    """Exact in fp64."""
     wide = tl.where(mask, x, 0.0).to(tl.float64)
-    return tl.sum(tl.reshape(wide * wide, [BLOCK // UNIT, UNIT]), axis=1)
+    return in_threads(wide * wide, BLOCK, UNIT)
 
 
 @triton.jit
@@ -405,3 +411,44 @@ def trust_ratios(partials, parts, clip, ratios, THREADS: tl.constexpr):
     ratio = tl.where(ratio > clip, clip, ratio)
     ratio = tl.where((w_squares == 0.0) | (u_squares == 0.0), 1.0, ratio)
     tl.store(ratios + row, ratio)
+
+
+# -- alignment: reads w, g and the weights as a window began; writes a partial sum --------------
+
+
+@triton.jit
+def alignment_chunk(
+    rows, chunks, starts, number, DTYPE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, start, size = chunk_bounds(rows, chunks, number, UNIT)
+    began = tl.load(starts + tl.load(chunks + number * CHUNK_FIELDS))
+    size = tl.where(began == 0, 0, size)
+    w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
+    g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
+    began_at = pointer_to(began, start, DTYPE, UNIT)
+    sums = tl.zeros([BLOCK // UNIT], tl.float64)
+    lanes = tl.arange(0, BLOCK)
+    base = 0
+    while base < size:
+        i = base + lanes
+        mask = i < size
+        w = tl.load(w_at + i, mask=mask).to(tl.float32)
+        g = tl.load(g_at + i, mask=mask).to(tl.float32)
+        before = tl.load(began_at + i, mask=mask).to(tl.float32)
+        products = tl.where(mask, g * (before - w), 0.0).to(tl.float64)
+        sums += in_threads(products, BLOCK, UNIT)
+        base += BLOCK
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit(do_not_specialize=["n_vector"])
+def alignment(
+    rows, chunks, starts, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    THREADS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    if number < n_vector:
+        total = alignment_chunk(rows, chunks, starts, number, DTYPE, VECTOR, VECTOR * THREADS)
+    else:
+        total = alignment_chunk(rows, chunks, starts, number, DTYPE, 1, SCALARS * THREADS)
+    tl.store(partials + number, total)
