@@ -51,6 +51,7 @@ def bytes_of(dtype: torch.dtype) -> dict[str, int]:
         "first_trial": 4 * weight + moment,
         "next_trial": 3 * weight + moment,
         "adam_step": 3 * weight + 4 * moment,
+        "alignment": 3 * weight,
         FUSED: 7 * weight,  # torch keeps the moments in the weight's dtype
     }
 
@@ -65,6 +66,7 @@ def everything(shapes: Shapes, backends: list[str]) -> list[Timed]:
                 Timed(f"{kernel}, {backend}", each[kernel], _kernel(backend, kernel))
                 for kernel in ("first_trial", "next_trial", "adam_step")
             ),
+            Timed(f"alignment, {backend}", each["alignment"], _alignment(backend)),
             Timed(f"a search step, {backend}", 0, _search(backend)),
         ]
     timed += [
@@ -103,6 +105,22 @@ def _kernel(backend: str, kernel: str) -> Callable[[list[Tensor]], Call]:
         if kernel == "adam_step":
             return lambda: run(launch)()
         return lambda: run(launch)
+
+    return build
+
+
+def _alignment(backend: str) -> Callable[[list[Tensor]], Call]:
+    """By itself, too; without moments, which it does not read."""
+
+    def build(weights: list[Tensor]) -> Call:
+        optimizer = FusedSaLSa(weights, backend=backend, direction="sgd", search_period=None)
+        for weight in weights:
+            optimizer.state[weight]["window_start"] = weight.clone()
+        table = optimizer._table
+        table.refresh(optimizer.param_groups, optimizer.state)
+        table.alignment()
+        (launch,) = table.launches
+        return lambda: launch.backend.alignment(launch)
 
     return build
 

@@ -34,9 +34,11 @@ def kernels_table(results: Results) -> Table:
         names = list(dict.fromkeys(row.optimizer for row in results.rows if row.case == case))
         rows = {name: [_cell(results, case, name, column) for column in COLUMNS] for name in names}
         sections.append(Section(case, rows))
+    timed = {row.optimizer for row in results.rows}
+    alignment = "alignment 12, " if "alignment" in timed else ""  # older results have none
     caption = (
         f"{_caption(results)} In brackets the 10 % and 90 % quantiles. GB/s counts what has to be "
-        "moved: copy 8, first_trial 20, next_trial 16, the others 28 bytes a parameter."
+        f"moved: copy 8, first_trial 20, next_trial 16, {alignment}the others 28 bytes a parameter."
     )
     titles = tuple(column.title for column in COLUMNS)
     return Table(titles, sections, caption, ("model", "what"))

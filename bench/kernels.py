@@ -1,4 +1,4 @@
-"""What the three kernels cost: GB/s, beside a copy and beside torch's Adam, in one process.
+"""What the kernels cost: GB/s, beside a copy and beside torch's Adam, in one process.
 
 Everything is timed in turn, round after round, so that a machine that is busy for a while slows
 all of it down; the ratios are taken within a round.
@@ -124,7 +124,7 @@ def everything(size: int) -> list[Timed]:
     plain = FusedSaLSa(weights, lr=1.0, init_step_size=1e-6, search_period=None)
     for optimizer in (plain, *adam.values()):
         optimizer.step()  # the moments
-    allocating, first_trial, next_trial, final = _search_kernels(weights)
+    allocating, first_trial, next_trial, final, alignment = _search_kernels(weights)
     source, target = torch.randn(size), torch.empty(size)
     return [
         Timed(COPY, 8, lambda: target.copy_(source)),
@@ -135,6 +135,7 @@ def everything(size: int) -> list[Timed]:
         Timed("first_trial", 20, first_trial),
         Timed("next_trial", 16, next_trial),
         Timed("adam_step after a search", 28, final),
+        Timed("alignment", 12, alignment),
     ]
 
 
@@ -145,8 +146,11 @@ def _search_kernels(weights: list[Tensor]) -> tuple[Callable[[], object], ...]:
     """
     optimizer = FusedSaLSa(weights, init_step_size=1e-6, search_period=None)
     optimizer.step()
+    for weight in weights:
+        optimizer.state[weight]["window_start"] = weight.clone()
     groups, table = optimizer.param_groups, optimizer._table
     table.refresh(groups, optimizer.state)
+    table.alignment()
     table.first_trial(groups, 1e-6)
     (launch,) = table.launches
     backend = launch.backend
@@ -161,6 +165,7 @@ def _search_kernels(weights: list[Tensor]) -> tuple[Callable[[], object], ...]:
         lambda: backend.first_trial(launch),
         lambda: backend.next_trial(launch),
         lambda: backend.adam_step(launch)(),
+        lambda: backend.alignment(launch),
     )
 
 

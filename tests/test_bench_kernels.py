@@ -45,7 +45,7 @@ def test_every_kernel_runs_on_a_small_model(monkeypatch):
     timed = kernels.everything(300)
     for one in timed:
         one.call()
-    assert {"first_trial", "next_trial", "a plain step"} <= {one.name for one in timed}
+    assert {"first_trial", "next_trial", "alignment", "a plain step"} <= {one.name for one in timed}
 
 
 def test_kernels_table():
@@ -96,7 +96,12 @@ def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
     assert "ZeroDivisionError" in skipped[f"{case}: torch AdamW, compiled"]
     assert "salsa" in skipped[f"{case}: authors' package, a search step"]
     names = {row.optimizer for row in found.rows}
-    assert {"first_trial, native", "a plain step, native", "a search step, native"} <= names
+    assert {
+        "first_trial, native",
+        "alignment, native",
+        "a plain step, native",
+        "a search step, native",
+    } <= names
     own = {row.metric: row for row in found.rows if row.optimizer == "next_trial, native"}
     assert own["bandwidth"].n == 3 and own["to_fused"].median > 0.0
     text = tables.to_markdown(kernel_table.gpu_kernels_table(found))
@@ -105,7 +110,7 @@ def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
 
 def test_bytes_of_a_parameter():
     """What interface.py says that the kernels move."""
-    wanted = {"copy": 8, "first_trial": 20, "next_trial": 16, "adam_step": 28}
+    wanted = {"copy": 8, "first_trial": 20, "next_trial": 16, "adam_step": 28, "alignment": 12}
     assert wanted.items() <= gpu_kernels.bytes_of(torch.float32).items()
     assert gpu_kernels.bytes_of(torch.bfloat16)["adam_step"] == 22
 

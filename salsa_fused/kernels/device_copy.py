@@ -33,6 +33,8 @@ class DeviceCopy:
     chunks_of: dict[Part, tuple[int, Any]] = field(default_factory=dict)
     places: Tensor | None = None  # where each row's chunks are
     places_of: tuple[int, Any] | None = None
+    window_starts: Tensor | None = None
+    window_starts_of: tuple[int, Any] | None = None
 
 
 def table_on_device(launch: Launch, stream: Any) -> tuple[Tensor, Tensor]:
@@ -63,9 +65,13 @@ def places_on_device(launch: Launch) -> Tensor:
 
 
 def window_starts_on_device(launch: Launch) -> Tensor:
-    """Where each row's weights are as the window began, 0 where they are not."""
-    with on_device(launch.device):
-        return send(launch.window_start_addresses, launch.device)
+    """Where each row's weights are as the window began (0: nowhere), for the current stream."""
+    copy = launch.device_copy = launch.device_copy or DeviceCopy()
+    with on_device(launch.device) as stream:
+        if copy.window_starts is None or copy.window_starts_of != (launch.window_version, stream):
+            copy.window_starts = send(launch.window_start_addresses, launch.device)
+            copy.window_starts_of = (launch.window_version, stream)
+    return copy.window_starts
 
 
 def send(numbers: array[Any], device: torch.device) -> Tensor:

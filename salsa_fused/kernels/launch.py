@@ -110,6 +110,8 @@ class Launch:
     # of each row that has a gradient, where the window began; only where `alignment` was asked for
     window_starts: list[Tensor | None] = field(default_factory=list)
     window_start_addresses: array[int] = field(default_factory=_empty)
+    window_start_layouts: Layouts = field(default_factory=Layouts)
+    window_version: int = 0  # counts the changes of these addresses
     new_window: NewWindow | None = None  # between `prepare_window` and `begin_window`
 
     # -- building -----------------------------------------------------------------------------
@@ -544,20 +546,24 @@ class Launch:
 
     def take_window_starts(self) -> bool:
         """Take up where the window began; whether any row with a gradient has that."""
-        self.window_starts = starts = [
-            self._window_start(row, start_in(entry)) if gradient is not None else None
-            for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries))
-        ]
-        self.window_start_addresses = addresses(starts)
-        self._expect_memory(self.window_start_addresses, starts, f"`{WINDOW_START}` of {{}}")
-        return any(self.window_start_addresses)
-
-    def _window_start(self, row: int, start: Tensor | None) -> Tensor | None:
-        if start is None:
-            return None
-        in_vectors = self.aligned is not None and self.aligned[row]
-        alignment = self.backend.vector_bytes if in_vectors else 1
-        return start_like(self.weights[row], start, self.labels[row], alignment)
+        starts = [start_in(entry) for entry in self.entries]
+        if self.missing is not None:
+            starts = [None if absent else x for absent, x in zip(self.missing, starts)]
+        alignment = max(self.backend.vector_bytes, 1)
+        found = self.window_start_layouts.addresses(starts)
+        if found is None or reduce(or_, found) % alignment:
+            starts = [
+                None if start is None else start_like(weight, start, label, alignment)
+                for weight, start, label in zip(self.weights, starts, self.labels)
+            ]
+            self.window_start_layouts.remember(starts)
+            found = addresses(starts)
+        if found != self.window_start_addresses:
+            self._expect_memory(found, starts, f"`{WINDOW_START}` of {{}}")
+            self.window_start_addresses = found
+            self.window_version += 1
+        self.window_starts = starts
+        return any(found)
 
     def prepare_window(self, state: State) -> None:
         """Make ready what :meth:`begin_window` enters; nothing that anybody sees is written.

@@ -35,7 +35,7 @@ def start_in(entry: Mapping[str, Any] | None) -> Tensor | None:
 def start_like(weight: Tensor, start: Tensor, label: str, alignment: int) -> Tensor:
     """The start laid out like its weight, and beginning where vectors do; a copy where it is not.
 
-    ``alignment``: of these vectors, in bytes; 1 where none are read.
+    ``alignment``: of these vectors, in bytes; 1 where there are none.
 
     Raises:
         RuntimeError: the weight has another shape now.
