@@ -170,6 +170,12 @@ def test_a_window_that_begins_where_no_vector_may(dtype):
     room = torch.empty(3001, dtype=dtype)
     state[weights[0]]["window_start"] = room[1:].copy_(start)
     assert alignment_of("triton", weights, state=state) == expected
+    table = Table(BACKENDS["triton"])
+    table.refresh([{**GROUP, "params": weights}], state)
+    for _ in range(2):
+        table.alignment()
+        (launch,) = table.launches
+        assert [address % 16 for address in launch.window_start_addresses] == [0, 0]
 
 
 @pytest.mark.parametrize("unit", [0, 1])
