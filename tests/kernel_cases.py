@@ -76,7 +76,7 @@ def alignment_terms(weights, state):
         if weight.grad is not None and start is not None:
             dtype = compute_dtype(weight.dtype)
             w, g, start = (x.detach().to(dtype) for x in (weight, weight.grad, start))
-            terms.append(((start - w) * g).double().flatten())
+            terms.append(((start - w) * g).double().flatten().cpu())
     return torch.cat(terms)
 
 

@@ -17,11 +17,14 @@ from kernel_cases import (
     DIRECTIONS,
     DTYPES,
     GROUP,
+    alignment_of,
     along,
+    assert_aligned,
     assert_same_run,
     extreme_values,
     make_state,
     make_weights,
+    make_window,
     models,
     moved,
     run,
@@ -88,6 +91,18 @@ def test_the_slope_repeats_bit_for_bit(direction, backend):
     make = along(direction, lambda: (make_weights(SIZES), None, None))
     slopes = {run(backend, *moved(make(), "cuda"))[1] for _ in range(3)}
     assert len(slopes) == 1
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_alignment(dtype, backend):
+    def make():
+        weights = make_weights(SIZES, dtype, missing={3})
+        state = make_window(weights, make_state(weights[:5]), without={0, 4})
+        return moved((weights, None, state), "cuda")
+
+    assert_aligned((backend, "reference"), make)
+    assert len({alignment_of(backend, *make()) for _ in range(3)}) == 1
 
 
 def test_the_reference_backend_on_a_gpu():
