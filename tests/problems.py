@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from reference import ReferenceSaLSa, UnitSearch, reference_class
@@ -22,13 +24,17 @@ class NoisyProblem:
     """Mini-batches of a two-layer regression with label noise, dropout and an L2 penalty.
 
     On some steps the trials' losses are ten too high (the search is exhausted), or a large
-    constant hides every difference (flat); on some the last parameter has no gradient.
+    constant hides every difference (flat); on every seventh, `missing` the first of them, the
+    last parameter has no gradient.
     Steps 1 to `long_flat` are flat whatever the step size. With 10 of them the next step locates;
     three units in turn need 30, and more than one step size needs does harm.
     """
 
-    def __init__(self, seed: int = 0, events: bool = True, long_flat: int = 10) -> None:
+    def __init__(
+        self, seed: int = 0, events: bool = True, long_flat: int = 10, missing: int = 3
+    ) -> None:
         self.events = events
+        self.missing = missing
         self.long_flat = long_flat
         random = np.random.default_rng(seed)
         self.start = [0.5 * random.standard_normal(shape) for shape in SHAPES]
@@ -44,7 +50,7 @@ class NoisyProblem:
         keep = torch.rand(8, dtype=torch.float64) < 0.8  # from torch's own stream
         out = (hidden * keep.to(dtype)) @ weights[2] + weights[3]
         penalized = weights[:4]
-        if step % 7 != 3:
+        if step % 7 != self.missing:
             out = out * torch.exp(weights[4])
             penalized = weights
         # the penalty leads back from where tanh and exp are flat, and the search with them
@@ -55,6 +61,8 @@ class NoisyProblem:
             loss = loss + 2.0 ** (20 if dtype == torch.float32 else 50)
         return loss
 
+    sign = 1.0  # of what the closure returns
+
     def closure(self, weights: list[Tensor], step: int):
         evaluations = 0
 
@@ -62,7 +70,8 @@ class NoisyProblem:
             nonlocal evaluations
             evaluations += 1
             loss = self.loss(weights, step)
-            return loss + 10.0 if self.is_bad(step) and evaluations > 1 else loss
+            loss = loss + 10.0 if self.is_bad(step) and evaluations > 1 else loss
+            return self.sign * loss
 
         return closure
 
@@ -90,6 +99,20 @@ class NoisyProblem:
         return evaluate
 
 
+class ProblemWithNaN(NoisyProblem):
+    """Every eleventh loss is not a number, of searches and of plain steps."""
+
+    def loss(self, weights: list[Tensor], step: int) -> Tensor:
+        loss = super().loss(weights, step)
+        return loss * math.nan if step % 11 == 8 else loss
+
+
+class NegatedProblem(NoisyProblem):
+    """To be maximized; the reference lowers the loss all the same."""
+
+    sign = -1.0
+
+
 def both(problem, optimizer_class=FusedSaLSa, dtype=torch.float64, groups=GROUPS, **keywords):
     """(weights, an optimizer of them, the reference) on one problem, at the same start."""
     weights = [torch.tensor(w, dtype=dtype, requires_grad=True) for w in problem.start]
@@ -102,8 +125,32 @@ def both(problem, optimizer_class=FusedSaLSa, dtype=torch.float64, groups=GROUPS
     first = optimizer.param_groups[0]
     if first["direction"] == "lamb":
         settings["trust_clip"] = first["trust_clip"]
+    settings["max_grad_norm"] = keywords.get("max_grad_norm")
     reference = reference_class(first["direction"], first["units"])
     return weights, optimizer, reference(start, groups, **settings)
+
+
+def shrink_step_size(when: int):
+    """To a thousandth before one step, late so that what is applied is more than 38 of it."""
+
+    def before_step(step: int, optimizer, reference: ReferenceSaLSa) -> None:
+        if step == when:
+            for group in optimizer.param_groups:
+                group["step_size"] /= 1000.0
+            reference.eta /= 1000.0
+
+    return before_step
+
+
+LOOKS = {  # of the reference's `looks`: what a parameter group calls them
+    "a": "applied_step_size",
+    "b": "first_move",
+    "t_b": "window_begin",
+    "t_e": "window_end",
+    "P": "looks_sum",
+    "Q": "looks_size",
+    **{name: name for name in ("last_look", "last_change", "longest")},
+}
 
 
 def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
@@ -133,10 +180,18 @@ def copy_state(optimizer, weights, reference: ReferenceSaLSa) -> None:
                 setattr(unit, name, group[names[name]])
     for i, weight in enumerate(weights):
         reference.params[i] = weight.detach().double().numpy().copy()
-        if entry := optimizer.state.get(weight):
+        entry = optimizer.state.get(weight, {})
+        if "step" in entry:
             reference.t[i] = entry["step"]
             reference.m[i] = entry["exp_avg"].double().numpy().copy()
             reference.v[i] = entry["exp_avg_sq"].double().numpy().copy()
+        window_start = entry.get("window_start")
+        if window_start is not None:
+            reference.looks.w_a[i] = window_start.double().numpy().copy()
+    saved = optimizer.state_dict()["param_groups"][0]  # saved: no look waits
+    for name, ours in LOOKS.items():
+        setattr(reference.looks, name, saved[ours])
+    reference.looks.waiting = []
 
 
 def distance(weights: list[Tensor], reference: ReferenceSaLSa) -> float:
@@ -154,17 +209,52 @@ def step_sizes(reference: ReferenceSaLSa) -> list[float]:
     return [reference.eta] * len(reference.groups)
 
 
+def assert_same_looks(
+    optimizer, weights, reference: ReferenceSaLSa, skipped: bool, tolerance: float, step: int
+) -> None:
+    """The numbers of looking back, in every group, and the weights at the window's beginning."""
+    looks = reference.looks
+    for k, group in enumerate(optimizer.param_groups):
+        found = {name: group[ours] for name, ours in LOOKS.items()}
+        expected = {name: getattr(looks, name) for name in LOOKS}
+        if not reference.look_back:  # a skipped step moves eta, and the next one searches
+            expected["a"] = found["a"] if skipped else step_sizes(reference)[k]
+        for name in ("t_b", "t_e", "last_look", "last_change"):
+            assert found[name] == expected[name], f"step {step}: {LOOKS[name]}"
+        for name in ("a", "b", "longest"):
+            near = abs(found[name] - expected[name]) <= tolerance * expected[name]
+            assert near, f"step {step}: {LOOKS[name]}"
+        for name in ("P", "Q"):
+            near = abs(found[name] - expected[name]) <= tolerance * max(1.0, looks.Q)
+            assert near, f"step {step}: {LOOKS[name]}"
+    for weight, w_a in zip(weights, looks.w_a):
+        found = optimizer.state.get(weight, {}).get("window_start")
+        assert (found is None) == (w_a is None), f"step {step}: window_start"
+        if w_a is not None:
+            difference = np.abs(found.double().numpy() - w_a).max()
+            assert difference <= tolerance * max(1.0, np.abs(w_a).max()), (
+                f"step {step}: window_start"
+            )
+
+
 def follow_each(problems, *arguments, **keywords) -> None:
     """Follow the reference on one problem after the other."""
     for problem in problems:
         follow(problem, *arguments, **keywords)
 
 
-def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **keywords) -> set:
-    """Assert that an optimizer takes the reference's decisions and weights; returns outcomes."""
+def follow(
+    problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, before_step=None, **keywords
+) -> set:
+    """Assert that an optimizer takes the reference's decisions and weights; returns outcomes.
+
+    `before_step(step, optimizer, reference)` may change both.
+    """
     weights, optimizer, reference = both(problem, optimizer_class, **keywords)
     outcomes = set()
     for step in range(steps):
+        if before_step is not None:
+            before_step(step, optimizer, reference)
         torch.manual_seed(step)
         due = optimizer.search_due
         optimizer.step(problem.closure(weights, step))
@@ -178,5 +268,6 @@ def follow(problem, optimizer_class=FusedSaLSa, steps=300, tolerance=1e-10, **ke
             assert last.unit == record.unit, f"step {step}: unit"
         for group, eta in zip(optimizer.param_groups, step_sizes(reference)):
             assert abs(group["step_size"] / eta - 1.0) < tolerance, f"step {step}: step size"
+        assert_same_looks(optimizer, weights, reference, record.skipped, tolerance, step)
         assert distance(weights, reference) < tolerance, f"step {step}: weights"
     return outcomes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import NoisyProblem, both, copy_state, distance, follow, step_sizes
+from problems import NegatedProblem, NoisyProblem, both, copy_state, distance, follow, step_sizes
 
 from salsa_fused import settings
 
@@ -18,6 +18,12 @@ SYSTEMS = {
     "PLASLS, SGD": {"units": "groups", "direction": "sgd"},
     "LAMB": {"direction": "lamb", "trust_clip": None},
     "LAMBC": {"direction": "lamb", "trust_clip": 0.3},
+    "LAMBC, no look back": {"direction": "lamb", "trust_clip": 0.3, "look_back": False},
+    "LAMBC, clipped": {"direction": "lamb", "max_grad_norm": 0.5},
+    "LAMBC, total_steps": {"direction": "lamb", "total_steps": 200},
+    "SGD, looking back": {"direction": "sgd", "look_back": True},
+    "SGD, total_steps": {"direction": "sgd", "total_steps": 200},
+    "PLASLS, total_steps": {"units": "groups", "total_steps": 200},
     "LAMBC, the paper's constants": {**settings.PAPER, "direction": "lamb"},
     "LAMBC, PLASLS": {"direction": "lamb", "units": "groups"},
 }
@@ -31,8 +37,23 @@ def test_float64_follows_the_reference(name):
     assert outcomes >= {"accepted", "exhausted", "flat"}  # the problem is not too easy
 
 
+@pytest.mark.parametrize("name", ["LAMB", "LAMBC", "LAMBC, clipped", "LAMBC, total_steps"])
+def test_lamb_of_one_group_and_to_maximize(name):
+    for cls, keywords in (
+        (NoisyProblem, {"groups": [{"params": range(5), "weight_decay": 0.02}]}),
+        (NegatedProblem, {"maximize": True}),
+    ):
+        follow(cls(), backend="reference", tolerance=1e-8, **SYSTEMS[name], **keywords)
+
+
 @pytest.mark.parametrize(
-    "keywords", [{"direction": "sgd"}, {"direction": "lamb"}, {"direction": "lamb", "eps": 1e-6}]
+    "keywords",
+    [
+        {"direction": "sgd"},
+        {"direction": "lamb"},
+        {"direction": "lamb", "eps": 1e-6},
+        {"direction": "adam", "total_steps": 200},
+    ],
 )
 @pytest.mark.parametrize("trust_clip", [None, 0.3])
 def test_without_a_search(keywords, trust_clip):

@@ -13,7 +13,7 @@ NAN = math.nan
 
 def scalar(w=1.0, *, located=True, group=None, **keywords):
     group = {"params": [0], "eps": 0.0, **(group or {})}
-    opt = ReferenceSaLSa([np.array([w])], [group], **keywords)
+    opt = ReferenceSaLSa([np.array([w])], [group], **{"look_back": False, **keywords})
     opt.located = opt.accepted_once = located
     return opt
 
@@ -490,7 +490,8 @@ def test_skipped_search(f0, g):
 
 def two_groups(lr0, lr1):
     groups = [{"params": [i], "lr": lr, "eps": 0.0} for i, lr in enumerate((lr0, lr1))]
-    opt = ReferenceSaLSa([np.array([1.0]), np.array([1.0])], groups, growth=1.0)
+    start = [np.array([1.0]), np.array([1.0])]
+    opt = ReferenceSaLSa(start, groups, growth=1.0, look_back=False)
     opt.located = opt.accepted_once = True
     return opt
 

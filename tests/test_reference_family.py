@@ -23,11 +23,14 @@ approx = pytest.approx
 NAN = math.nan
 
 
+PLAIN = {"growth": 1.0, "look_back": False}
+
+
 def make(cls, *weights, groups=None, found=True, **keywords):
     """One weight per group, eps 0, growth 1; found: as if a search had been accepted before."""
     groups = groups or [{}] * len(weights)
     groups = [{"params": [i], "eps": 0.0, **group} for i, group in enumerate(groups)]
-    opt = cls([np.atleast_1d(w) for w in weights], groups, **{"growth": 1.0, **keywords})
+    opt = cls([np.atleast_1d(w) for w in weights], groups, **{**PLAIN, **keywords})
     opt.located = opt.accepted_once = found
     for unit in getattr(opt, "units", []):
         unit.located = found
@@ -446,11 +449,12 @@ def test_reference_class():
     "direction, units, settings",
     [
         ("adam", "all", DEFAULTS),
+        ("adam", "all", {**DEFAULTS, "look_back": False}),
         ("adam", "all", PAPER),
         ("adam", "all", SLS),
         ("sgd", "all", SGD_SALSA),
         ("lamb", "all", DEFAULTS),
-        ("adam", "groups", DEFAULTS),
+        ("adam", "groups", {**DEFAULTS, "look_back": False}),
         ("sgd", "groups", SGD_SALSA),
         ("lamb", "groups", SLS),
     ],

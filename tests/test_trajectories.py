@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from problems import GROUPS, NoisyProblem, both, copy_state, distance, follow
+from problems import (
+    GROUPS,
+    NegatedProblem,
+    NoisyProblem,
+    ProblemWithNaN,
+    both,
+    copy_state,
+    distance,
+    follow,
+    shrink_step_size,
+)
 from reference import DEFAULTS as REFERENCE_DEFAULTS
 from reference import PAPER as REFERENCE_PAPER
 
@@ -13,9 +25,15 @@ from salsa_fused import settings
 ONE_GROUP = [{"params": range(5)}]
 SETTINGS = {
     "defaults": {},
+    "no look back": {"look_back": False},
     "paper": settings.PAPER,
+    "paper, looking back": {**settings.PAPER, "look_back": True},
     "unsmoothed": {"betas": (0.9, 0.999, 0.0), "search_period": 1},
     "per-step-doubling": {"growth_per": "step", "search_period": (2, 7), "max_trials": 3},
+    "clipped": {"max_grad_norm": 0.5},
+    "total_steps": {"total_steps": 200},  # of 300
+    "total_steps, no look back": {"total_steps": 251, "look_back": False},
+    "seldom": {"search_period": (30, 90)},  # many looks of plain steps between two searches
 }
 
 
@@ -26,6 +44,64 @@ def test_float64_follows_the_reference(name, groups):
     assert outcomes >= {"accepted", "exhausted", "flat"}  # the problem is not too easy
 
 
+def test_a_weight_without_gradient_when_a_window_begins():
+    """At t = 10, the first one: it has no w_a before the second window; then it keeps its w_a."""
+    problem = NoisyProblem(events=False, missing=2)
+    weights, optimizer, _ = both(problem, groups=GROUPS, backend="reference")
+    for step in range(10):
+        optimizer.step(problem.closure(weights, step))
+    assert "window_start" in optimizer.state[weights[3]]
+    assert "window_start" not in optimizer.state[weights[4]]
+    for missing in range(7):
+        follow(NoisyProblem(missing=missing), steps=200, groups=GROUPS, backend="reference")
+
+
+@pytest.mark.parametrize("when", [4, 70])
+def test_the_step_size_falls_to_a_thousandth(when):
+    """What is applied is 38 step sizes at most."""
+    keywords = {"before_step": shrink_step_size(when), "groups": GROUPS, "backend": "reference"}
+    follow(NoisyProblem(), **keywords)
+
+
+@pytest.mark.parametrize("first", [1, 7, 12, 40])
+def test_factors_of_zero_at_first(first):
+    """No search before: no first move; and the first window may begin later."""
+
+    def set_factor(step, optimizer, reference):
+        for ours, theirs in zip(optimizer.param_groups, reference.groups):
+            ours["lr"] = theirs["lr"] = 0.0 if step < first else 0.5 + 0.5 * (step % 3)
+
+    problem = NoisyProblem(long_flat=0)
+    follow(problem, before_step=set_factor, groups=ONE_GROUP, backend="reference")
+
+
+@pytest.mark.parametrize("loads", [False, True])
+@pytest.mark.parametrize("name", ["defaults", "seldom"])
+def test_to_save_the_state_changes_nothing(name, loads):
+    """Looks of plain steps are entered then, and not again with the next search."""
+
+    def save(step, optimizer, reference):
+        if step % 5 == 3:
+            state = optimizer.state_dict()
+            reference.looks.enter_waiting()
+            if loads:
+                optimizer.load_state_dict(copy.deepcopy(state))
+
+    keywords = {"groups": GROUPS, "backend": "reference", **SETTINGS[name]}
+    follow(NoisyProblem(), before_step=save, **keywords)
+
+
+@pytest.mark.parametrize("name", ["defaults", "seldom", "no look back"])
+def test_losses_that_are_not_numbers(name):
+    follow(ProblemWithNaN(), groups=GROUPS, backend="reference", **SETTINGS[name])
+
+
+@pytest.mark.parametrize("name", ["defaults", "clipped", "total_steps", "no look back"])
+def test_maximize(name):
+    keywords = {**SETTINGS[name], "maximize": True}
+    follow(NegatedProblem(), groups=GROUPS, backend="reference", **keywords)
+
+
 def test_settings_are_those_of_the_reference():
     """Defaults and PAPER were written down twice, independently."""
     for ours, theirs in (({}, REFERENCE_DEFAULTS), (settings.PAPER, REFERENCE_PAPER)):
@@ -34,7 +110,7 @@ def test_settings_are_those_of_the_reference():
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("name", ["defaults", "paper"])
+@pytest.mark.parametrize("name", ["defaults", "no look back", "total_steps", "paper"])
 def test_fp32_takes_the_same_decision_from_the_same_state(name, backend):
     problem = NoisyProblem()
     weights, optimizer, reference = both(
@@ -55,6 +131,9 @@ def test_fp32_takes_the_same_decision_from_the_same_state(name, backend):
             undecided += 1
             continue
         assert optimizer.step_size == pytest.approx(reference.eta, rel=1e-6), step
+        if reference.look_back:
+            found = optimizer.param_groups[0]["applied_step_size"]
+            assert found == pytest.approx(reference.looks.a, rel=1e-3), step  # r's grain
         assert distance(weights, reference) < 1e-5, step
     assert undecided < 30  # flat ones, mostly
 

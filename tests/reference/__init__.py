@@ -2,6 +2,7 @@
 
 from .family import reference_class
 from .lamb import ReferenceLAMB
+from .look_back import LookBack
 from .salsa import DEFAULTS, PAPER, Record, ReferenceSaLSa, Trial
 from .settings import PUBLISHED_FACTORS, SGD_SALSA, SLS, distributed
 from .sgd import ReferenceSGD
@@ -13,6 +14,7 @@ __all__ = [
     "PUBLISHED_FACTORS",
     "SGD_SALSA",
     "SLS",
+    "LookBack",
     "Record",
     "ReferenceLAMB",
     "ReferencePLASLS",

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = np.ndarray
+from .look_back import Array, LookBack
+
 LossAndGrads = Callable[[list[Array]], tuple[float, list[Array | None]]]
 LossAt = Callable[[list[Array]], float]
 
@@ -27,6 +28,8 @@ DEFAULTS: dict[str, Any] = {
     "schedule": "doubling",
     "search_period": (1, 10),
     "max_trials": 10,
+    "look_back": True,
+    "total_steps": None,
 }
 PAPER: dict[str, Any] = {
     **DEFAULTS,
@@ -36,6 +39,7 @@ PAPER: dict[str, Any] = {
     "growth_per": "step",
     "init_step_size": 0.1,
     "schedule": "rate",
+    "look_back": False,
 }
 GROUP = {"lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "betas": (0.9, 0.999)}
 
@@ -47,6 +51,7 @@ MAX_GROWTH = 60  # between two searches, in doublings
 MAX_FIRST_TRIAL = 1e38
 MIN_KEPT = 1e-12  # of the last accepted step size, after exhausted searches
 MIN_EPS = 2.0**-126
+CLIP_EPS = 1e-6  # torch's
 
 
 class Trial(NamedTuple):
@@ -72,6 +77,14 @@ class Record:
 
 
 class ReferenceSaLSa:
+    """`look_back` None: as `looks_back` says, but False where there is no search.
+
+    `max_grad_norm` clips the gradients as torch does, before anything else is made of them; the
+    slope alone is that of the gradients as they were, along the direction of the clipped ones.
+    """
+
+    looks_back = True
+
     def __init__(
         self,
         params: list[Array],
@@ -86,6 +99,9 @@ class ReferenceSaLSa:
         schedule: str = DEFAULTS["schedule"],
         search_period: tuple[int, int] | int | None = DEFAULTS["search_period"],
         max_trials: int = DEFAULTS["max_trials"],
+        look_back: bool | None = None,
+        total_steps: int | None = DEFAULTS["total_steps"],
+        max_grad_norm: float | None = None,
     ) -> None:
         self.params = [np.array(w, dtype=np.float64) for w in params]
         groups = [{"params": range(len(params))}] if groups is None else groups
@@ -96,6 +112,11 @@ class ReferenceSaLSa:
         self.backtrack, self.growth, self.growth_per = backtrack, growth, growth_per
         self.init_step_size, self.schedule = init_step_size, schedule
         self.max_trials = max_trials
+        self.total_steps, self.max_grad_norm = total_steps, max_grad_norm
+        if look_back is None:
+            look_back = self.looks_back and search_period is not None
+        assert not (look_back and search_period is None)
+        self.look_back = look_back
         if isinstance(search_period, int):
             search_period = (search_period, search_period)
         self.search_period = search_period
@@ -108,6 +129,7 @@ class ReferenceSaLSa:
 
         self.eta = init_step_size
         self.eta_accepted = init_step_size  # the last accepted one
+        self.looks = LookBack(init_step_size, len(self.params))  # where look_back is True
         self.h = 0.0
         self.s = 0.0
         self.L = self.L_min
@@ -131,13 +153,17 @@ class ReferenceSaLSa:
         g = [None if gi is None else np.array(gi, dtype=np.float64) for gi in grads]
         if all(gi is None for gi in g):
             return Record(False, None, f0, self.eta)
+        g, clip = self._clipped(g)
         if not self.search_due:
             if not math.isfinite(f0):
                 return self._skip(Record(False, "non_finite", f0, self.eta))
+            if self.look_back:
+                self.looks.plain_step(self.steps + 1, self.params, g)
             self._final_write(g)
             self._count(searched=False)
             return Record(False, None, f0, self.eta)
         d, slope = self._direction(g)
+        slope /= clip
         record = Record(True, None, f0, self.eta, slope=slope)
         if not (math.isfinite(f0) and math.isfinite(slope)):
             record.outcome = "non_finite"
@@ -145,6 +171,8 @@ class ReferenceSaLSa:
         self._search(record, d, slope, loss_at, resolution)
         if record.skipped:
             return self._skip(record)
+        if self.look_back:
+            self.looks.search(self.steps + 1, self.eta, self.params, g)
         self._final_write(g)
         self._count(searched=True)
         record.step_size = self.eta
@@ -159,6 +187,14 @@ class ReferenceSaLSa:
         if self.search_period is None or self.max_lr == 0:
             return False
         return self.steps < FIRST_STEPS or self.since_search + 1 >= self.L
+
+    def _clipped(self, g: list[Array | None]) -> tuple[list[Array | None], float]:
+        """The gradients with a norm of `max_grad_norm` at most, and what they were scaled by."""
+        if self.max_grad_norm is None:
+            return g, 1.0
+        norm = math.sqrt(sum(float(np.sum(gi * gi)) for gi in g if gi is not None))
+        clip = min(1.0, self.max_grad_norm / (norm + CLIP_EPS))
+        return [None if gi is None else clip * gi for gi in g], clip
 
     def _count(self, searched: bool) -> None:
         self.steps += 1
@@ -222,9 +258,9 @@ class ReferenceSaLSa:
         return d, slope
 
     def _final_write(self, g: list[Array | None]) -> None:
-        """With the step size found; the only place where w, m, v and t change."""
+        """With the step size applied; the only place where w, m, v and t change."""
         for k, group in enumerate(self.groups):
-            eta = self._eta_of(k)
+            eta = self._applied(k)
             decay = self._decay(group, eta)
             for i in group["params"]:
                 gi = g[i]
@@ -233,8 +269,20 @@ class ReferenceSaLSa:
                 bracket = self._bracket(i, gi, group, decay)
                 self.params[i] = self.params[i] - group["lr"] * eta * bracket
 
+    def _applied(self, k: int) -> float:
+        """What this step applies to group k, but for lr."""
+        eta = self.looks.a if self.look_back else self._eta_of(k)
+        return eta * self._share_of_total()
+
+    def _share_of_total(self) -> float:
+        """Of `total_steps` the second half cools down, linearly to one step's share."""
+        if self.total_steps is None:
+            return 1.0
+        N, t = self.total_steps, self.steps + 1
+        return min(1.0, max(N - t + 1, 1) / max(N - N // 2, 1))
+
     def _eta_of(self, k: int) -> float:
-        """The step size of group k."""
+        """The step size found for group k."""
         return self.eta
 
     # -- the search -----------------------------------------------------------------------------

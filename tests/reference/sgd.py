@@ -11,6 +11,8 @@ class ReferenceSGD(ReferenceSaLSa):
     Where every lr is 1 and nothing decays, w - lr eta (g + 0 w) is the accepted trial itself.
     """
 
+    looks_back = False
+
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.m, self.v, self.t = [], [], []

@@ -33,8 +33,11 @@ class UnitSearch(ReferenceSaLSa):
     and after it those of the unit searched last. The units begin with h = s = 0 and no flats.
     """
 
+    looks_back = False  # which needs one step size for all
+
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
+        assert not self.look_back
         self.units = [Unit(self.eta, self.eta_accepted) for _ in self.groups]
         self.next_unit = 0
         self.turn: int | None = None  # the unit of this step's search; None: global
