@@ -33,9 +33,14 @@ def closure_step(optimizer: torch.optim.Optimizer, closure: Closure) -> Tensor:
     return optimizer.step(closure)  # type: ignore[arg-type, return-value]
 
 
-def _found(optimizer: torch.optim.Optimizer) -> float:
-    """What FusedSaLSa applies: the step size that it found, times the factor."""
-    return optimizer.step_size * lr_of(optimizer)  # type: ignore[attr-defined]
+def linear_end(share: float) -> float:
+    """What ``total_steps`` does, over the share of the work: 1, then linearly to 0."""
+    return min(1.0, max(2 * (1 - share), 1e-3))
+
+
+def _applied(optimizer: torch.optim.Optimizer) -> float:
+    """What FusedSaLSa applies, with the factor."""
+    return optimizer.applied_step_size * lr_of(optimizer)  # type: ignore[attr-defined]
 
 
 def fused_salsa(
@@ -49,7 +54,9 @@ def fused_salsa(
         return FusedSaLSa(groups(model), module=model, **options)
 
     sizes = _unit_sizes if options.get("units") == "groups" else None
-    return Method(name, settings, build, closure_step, _found, factor, unit_sizes=sizes, ours=True)
+    return Method(
+        name, settings, build, closure_step, _applied, factor, unit_sizes=sizes, ours=True
+    )
 
 
 def _unit_sizes(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -78,7 +85,13 @@ FUSED_SALSA = fused_salsa()
 # What `python -m bench train` compares, in the order of its tables.
 METHODS: tuple[Callable[[], Method], ...] = (
     fused_salsa,
-    partial(fused_salsa, "FusedSaLSa, cosine", "cosine over the last half", cosine_end),
+    partial(
+        fused_salsa,
+        "FusedSaLSa, total_steps",
+        "linear to 0 over the last half, as with total_steps",
+        linear_end,
+    ),
+    partial(fused_salsa, "FusedSaLSa, found", "look_back=False", look_back=False),
     partial(fused_salsa, "FusedSaLSa, PAPER", "the paper's constants", **PAPER),
     authors_salsa,
     adamw,

@@ -41,6 +41,12 @@ def check_search_settings(numbers: Mapping[str, Any]) -> None:
     _one_of("schedule", numbers["schedule"], ("doubling", "rate"))
     if not _is_integer(numbers["max_trials"]) or numbers["max_trials"] < 1:
         raise ValueError(f"max_trials must be an integer >= 1, got {numbers['max_trials']!r}")
+    total = numbers["total_steps"]
+    if total is not None and not (_is_integer(total) and total >= 1):
+        raise ValueError(
+            "total_steps must be the number of steps of the whole run, an integer >= 1, or None "
+            f"where it is not known, got {total!r}"
+        )
 
 
 def check_direction(direction: Any) -> None:
@@ -51,6 +57,29 @@ def check_direction(direction: Any) -> None:
 def check_units(units: Any) -> None:
     """Raise ValueError for units that there are not."""
     _one_of("units", units, get_args(Units))
+
+
+def whether_to_look_back(
+    look_back: Any, direction: str, units: str, search_period: tuple[int, int] | None
+) -> bool:
+    """What None means: yes, but where there is no search, no moment, or a step size a unit.
+
+    Raises:
+        ValueError: neither a truth value nor None; or it was asked for where it cannot be had.
+    """
+    if look_back not in (True, False, None):
+        raise ValueError(f"look_back must be True, False or None, got {look_back!r}")
+    if look_back and units == "groups":
+        raise ValueError(
+            'look_back=True needs one step size for all: units="groups" has one for each group. '
+            "Leave out one of them"
+        )
+    if look_back and search_period is None:
+        raise ValueError(
+            "look_back=True needs searches, and search_period=None has none: leave out one of them"
+        )
+    able = direction != "sgd" and units == "all" and search_period is not None
+    return able if look_back is None else bool(look_back)
 
 
 def check_trust_clip(trust_clip: Any) -> None:

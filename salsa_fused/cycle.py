@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from . import look_back
 from .line_search import STATE_NAMES, LineSearch, SearchSettings, SearchState
 
 Units = Literal["all", "groups"]
@@ -27,6 +28,7 @@ OWN = (  # a unit's
     "fast_mean",
     "slow_mean",
     "steps_since_search",
+    "applied_step_size",
 )
 UNSMOOTHED = {"smoothed_decrease": 0.0, "smoothed_slope": 0.0, "flat_searches": 0}  # at first
 
@@ -57,19 +59,43 @@ def _turn(groups: Groups) -> int | None:
 
 def applied(groups: Groups, search: LineSearch | None) -> float | list[float]:
     """The step size of the final write, or each group's; after a search or without one."""
+    first = groups[0]
+    share = look_back.share_of_horizon(first["total_steps"], first["steps"] + 1)
     if _turn(groups) is None:
-        return groups[0]["step_size"] if search is None else search.step_size
+        return share * (last_applied(first) if search is None else search.applied_step_size)
     sizes = [group["step_size"] for group in groups]
     if search is not None and search.unit is not None:
         sizes[search.unit] = search.step_size
-    return sizes
+    return [share * size for size in sizes]
 
 
-def count_plain_step(groups: Groups, line_search_class: type[LineSearch]) -> None:
+def last_applied(group: Mapping[str, Any]) -> float:
+    """What steps without a search apply, before the horizon's share (and ``lr``)."""
+    return group["applied_step_size" if group["look_back"] else "step_size"]
+
+
+def look_is_due(groups: Groups) -> bool:
+    """Whether the next step, if it does not search, looks back on its window all the same."""
+    return groups[0]["look_back"] and look_back.look_is_due(groups[0])
+
+
+def hear_of_looks(groups: Groups, looks: Sequence[float]) -> None:
+    """Enter looks of steps without a search."""
+    if looks:
+        window = look_back.looked(look_back.Window.read_from(groups[0]), looks)
+        for group in groups:
+            group.update(looks_sum=window.looks_sum, looks_size=window.looks_size)
+
+
+def count_plain_step(
+    groups: Groups, line_search_class: type[LineSearch], *, looked: bool = False
+) -> None:
     """Enter into the groups what a step without a search has changed."""
     unit = _turn(groups)
     group = groups[unit or 0]
     numbers = line_search_class.plain_step(group)
+    if looked:
+        numbers["last_look"] = numbers["steps"]
     if len(groups) > 1:  # equal in all groups, also where a user has edited one
         numbers = {name: group[name] for name in STATE_NAMES} | numbers
     _enter(groups, unit, numbers, taken=True)

@@ -18,14 +18,18 @@ that is, Armijo's sufficient decrease with both sides smoothed over the searches
 ``gamma``      :attr:`SearchSettings.growth`
 =============  ==========================================================================
 
+What is applied may follow more than the last search: see :mod:`salsa_fused.look_back`.
+
 Nothing here knows of tensors, models or optimizers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+
+from . import look_back
 
 Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
 
@@ -51,6 +55,8 @@ class SearchSettings(NamedTuple):
     schedule: Literal["doubling", "rate"] = "doubling"
     search_period: tuple[int, int] | None = (1, 10)
     max_trials: int = 10
+    look_back: bool = False  # what is applied is the step size found, or follows look_back.py
+    total_steps: int | None = None  # the horizon, where it is known
 
     @classmethod
     def read_from(cls, numbers: Mapping[str, Any]) -> SearchSettings:
@@ -77,12 +83,23 @@ class SearchState(NamedTuple):
     next_unit: int = 0  # whose turn it is, where units take turns (see cycle.py)
     accepted_step_size: float = 1.0  # by the last accepted search; before it, where searches start
     flat_searches: int = 0  # in a row, those with slope 0 not counted
+    applied_step_size: float = 1.0  # this and all below: see look_back.Window
+    window_begin: int = 0
+    window_end: int = 0
+    looks_sum: float = 0.0
+    looks_size: float = 0.0
+    last_look: int = 0
+    last_change: int = 0
+    first_move: float = 0.0
+    longest: float = 0.0
 
     @classmethod
     def fresh(cls, settings: SearchSettings) -> SearchState:
         period = settings.search_period[0] if settings.search_period else 1
         start = settings.init_step_size
-        return cls(step_size=start, accepted_step_size=start, period=period)
+        return cls(
+            step_size=start, accepted_step_size=start, applied_step_size=start, period=period
+        )
 
     @classmethod
     def read_from(cls, numbers: Mapping[str, Any]) -> SearchState:
@@ -143,6 +160,7 @@ class LineSearch:
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
         self.trials = self.rejections = self.skipped_before = 0
+        self.looks: Sequence[float] = ()  # back on the window, see look_back.py
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -176,6 +194,11 @@ class LineSearch:
         """Steps that a device skipped since the last search, unknown to the host until now."""
         self.skipped_before = count
         self.state = self.state._replace(skipped_steps=self.state.skipped_steps + count)
+        self._after = self.state
+
+    def hear_of_first_move(self, largest: float) -> None:
+        """The largest step size that may be applied on the first steps."""
+        self.state = self.state._replace(first_move=largest)
         self._after = self.state
 
     def first_trial(self) -> float:
@@ -225,7 +248,27 @@ class LineSearch:
             after = after._replace(searches=after.searches + 1)
         if self.skipped:
             return after._replace(skipped_steps=after.skipped_steps + 1)
-        return after._replace(steps=after.steps + 1, steps_since_search=0)
+        taken = after._replace(steps=after.steps + 1, steps_since_search=0)
+        return taken._replace(**self._window()._asdict())
+
+    @property
+    def applied_step_size(self) -> float:
+        """What the step of this search applies, before the horizon's share (and ``lr``)."""
+        return self._window().applied_step_size
+
+    @property
+    def begins_window(self) -> bool:
+        """Whether the weights before this step are where a new window begins."""
+        if self.skipped or not self.settings.look_back:
+            return False
+        before = look_back.Window.read_from(self.state._asdict())
+        return look_back.begins_at(before, self.state.steps + 1)
+
+    def _window(self) -> look_back.Window:
+        before = look_back.Window.read_from(self.state._asdict())
+        if not self.settings.look_back:
+            return before._replace(applied_step_size=self._after.step_size)
+        return look_back.searched(before, self.state.steps + 1, self.step_size, self.looks)
 
     @property
     def result(self) -> SearchResult:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .arguments import SHARED_SETTINGS
 from .kernels.layout import moment_like, parameter_label
+from .kernels.window import WINDOW_START, empty_like
 from .line_search import SearchSettings, SearchState
+from .look_back import Window
 from .warning import warn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,12 +55,14 @@ def read(
 
 # What a group of version 0.1.0's first checkpoints does not say.
 BEFORE_THE_FAMILY = {"direction": "adam", "units": "all", "trust_clip": 1.0, "next_unit": 0}
+BEFORE_LOOKING_BACK = {"look_back": False, "total_steps": None}
 
 
 def completed(group: Mapping[str, Any]) -> dict[str, Any]:
     """A saved group with what an earlier version did not save."""
-    since = {"accepted_step_size": group["step_size"], "flat_searches": 0}
-    return {**BEFORE_THE_FAMILY, **since, **group}
+    size = group["step_size"]
+    since = {"accepted_step_size": size, "flat_searches": 0, **BEFORE_LOOKING_BACK}
+    return {**BEFORE_THE_FAMILY, **since, **Window(size)._asdict(), **group}
 
 
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +110,13 @@ def _read_state(
             known.add(key)
             if not (entry := saved_state.get(key)):
                 continue
-            dropped |= set(entry) - ({"step", *MOMENTS} if moments else set())
+            dropped |= set(entry) - {WINDOW_START} - ({"step", *MOMENTS} if moments else set())
+            label = parameter_label(group, index)
             if moments:
-                state[parameter] = _read_entry(parameter, entry, parameter_label(group, index))
+                state[parameter] = _read_moments(parameter, entry, label)
+            if WINDOW_START in entry:
+                start = _of_its_shape(parameter, entry, WINDOW_START, label)
+                state[parameter][WINDOW_START] = empty_like(parameter).copy_(start)
     for key, value in saved_state.items():
         if key not in known:
             state[key] = value  # not a parameter's: torch keeps it, too
@@ -121,7 +129,17 @@ def _read_state(
     return state
 
 
-def _read_entry(parameter: Tensor, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
+def _of_its_shape(parameter: Tensor, entry: Mapping[str, Any], name: str, label: str) -> Tensor:
+    value: Tensor = entry[name]
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"the loaded {name} of {label} has shape {tuple(value.shape)}: is this the "
+            "checkpoint of another model?"
+        )
+    return value
+
+
+def _read_moments(parameter: Tensor, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
     missing = {"step", *MOMENTS} - set(entry)
     if missing:
         raise ValueError(
@@ -130,12 +148,7 @@ def _read_entry(parameter: Tensor, entry: Mapping[str, Any], label: str) -> dict
         )
     moments = {}
     for name in MOMENTS:
-        value = entry[name]
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f"the loaded {name} of {label} has shape {tuple(value.shape)}: is this the "
-                "checkpoint of another model?"
-            )
+        value = _of_its_shape(parameter, entry, name, label)
         moment = moment_like(parameter, value)
         moments[name] = moment.clone() if moment is value else moment
     return {"step": int(entry["step"]), **moments}

@@ -36,6 +36,8 @@ from .line_search import (
     SearchSettings,
     SearchState,
 )
+from .look_back import FIRST_MOVE, Window, share_of_horizon
+from .looks import Looks
 from .replay import Replay
 from .trouble import Trouble
 
@@ -132,6 +134,13 @@ class FusedSaLSa(Optimizer):
         max_grad_norm: clip the gradients of each step to this total norm, as
             ``torch.nn.utils.clip_grad_norm_`` does; the search still tests the true slope.
             ``None``: do not clip.  In a loop of your own call :meth:`clip_grad_norm_`.
+        look_back: apply a step size that starts as the one that is found and then follows how far
+            steps have come in a window that grows with the run (:mod:`salsa_fused.look_back`),
+            for a third tensor beside Adam's two; ``False``: apply what is found, as the paper
+            does.  ``None``: look back, but with ``direction="sgd"``, ``units="groups"`` and
+            without a search.
+        total_steps: the number of steps of the whole run, where it is known: what is applied then
+            falls linearly over the last half, to almost 0.  No scheduler is needed.
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
@@ -175,8 +184,11 @@ class FusedSaLSa(Optimizer):
         check_replay: bool = True,
         check_finite: bool = False,
         max_grad_norm: float | None = None,
+        look_back: bool | None = None,
+        total_steps: int | None = None,
     ) -> None:
         beta1, beta2, beta3 = arguments.three_betas(betas)
+        period = arguments.period_bounds(search_period)
         settings = {
             "c": c,
             "beta3": beta3,
@@ -185,8 +197,10 @@ class FusedSaLSa(Optimizer):
             "growth_per": growth_per,
             "init_step_size": init_step_size,
             "schedule": schedule,
-            "search_period": arguments.period_bounds(search_period),
+            "search_period": period,
             "max_trials": max_trials,
+            "look_back": arguments.whether_to_look_back(look_back, direction, units, period),
+            "total_steps": total_steps,
         }
         arguments.check_search_settings(settings)
         settings = arguments.as_plain_numbers(settings)
@@ -224,7 +238,7 @@ class FusedSaLSa(Optimizer):
         self._clipped = Clipped()  # the gradients that are there
         self._in_trial = False
         self._stepping = False
-        self._device_skips = DeviceSkips()
+        self._device_skips, self._looks = DeviceSkips(), Looks()
         self._constructing = False
         check_no_shared_memory(self.param_groups)
         self._habits.marked = True  # gradients from before are nobody's accumulation
@@ -300,21 +314,20 @@ class FusedSaLSa(Optimizer):
                     self._trouble.no_gradient()
                 return f0  # nothing has a gradient: nothing to do
             search = skip = None
+            look: list[Tensor] = []
             if searching:
                 assert f0 is not None
                 search = self._search(calls, f0)
-            elif isinstance(f0, Tensor) or self.check_finite:
-                search, skip = self._unless_finite(f0)
+            else:
+                if cycle.look_is_due(self.param_groups):
+                    look = Looks.one(self._table.alignment())
+                if isinstance(f0, Tensor) or self.check_finite:
+                    search, skip = self._unless_finite(f0)
             if search is not None and search.skipped:
                 self._table.restore()
                 calls.undo()
             else:
-                self._table.final_write(
-                    self.param_groups, cycle.applied(self.param_groups, search), skip
-                )
-                self._table.commit(self.state)
-                if skip is not None:
-                    self._device_skips.count(skip)
+                self._write(search, skip)
         except BaseException as error:
             try:
                 interrupts.hold()  # an interrupt on the way out of the closure has not done so
@@ -333,7 +346,8 @@ class FusedSaLSa(Optimizer):
         else:
             calls.mark_gradients()
         if search is None:
-            cycle.count_plain_step(self.param_groups, self.line_search_class)
+            self._looks.unread += look
+            cycle.count_plain_step(self.param_groups, self.line_search_class, looked=bool(look))
         else:
             self._remember(search)
         if searching:
@@ -344,6 +358,18 @@ class FusedSaLSa(Optimizer):
         elif skip is None:
             self._trouble.skipped = 0
         return f0
+
+    def _write(self, search: LineSearch | None, skip: Tensor | None) -> None:
+        """The step itself: weights, moments, and where a window begins."""
+        begins = search is not None and search.begins_window
+        if begins:
+            self._table.prepare_window(self.state)
+        self._table.final_write(self.param_groups, cycle.applied(self.param_groups, search), skip)
+        self._table.commit(self.state)
+        if begins:
+            self._table.begin_window(self.state)
+        if skip is not None:
+            self._device_skips.count(skip)
 
     def _undo(self, calls: Evaluations, error: BaseException) -> None:
         """Put back all that a step has changed, whatever fails on the way.
@@ -372,12 +398,18 @@ class FusedSaLSa(Optimizer):
         if self._checks_are_due(self._replay_checks):
             checks = self._consistency(calls)
             self._replay_checks += checks.evaluate_again(f0)
+        looks = [*self._looks.unread]
+        if search.settings.look_back:
+            looks += Looks.one(self._table.alignment())
+            if search.state.steps == 0:
+                search.hear_of_first_move(self._first_move())
         slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
-        loss, slope, skipped = _to_host(
-            f0, slopes, self._device_skips.unheard, self._clipped.factor
+        loss, slope, skipped, looked = _to_host(
+            f0, slopes, self._device_skips.unheard, self._clipped.factor, looks
         )
         sign = self._sign
         search.hear_of_skipped(skipped)
+        search.looks = [sign * look for look in looked]
         eps = torch.finfo(f0.dtype).eps
         search.start_from(sign * loss, slope, eps)
         while search.trying:
@@ -393,6 +425,12 @@ class FusedSaLSa(Optimizer):
         calls.end_trials()
         self._in_trial = False
         return search
+
+    def _first_move(self) -> float:
+        """The largest step size on the first steps; LAMB's ratios know the weights' size."""
+        if self.param_groups[0]["direction"] == "lamb":
+            return FIRST_MOVE
+        return FIRST_MOVE * self._table.root_mean_square()
 
     def _checks_are_due(self, made: int) -> bool:
         """On the first search, and once more when the first steps are over."""
@@ -480,11 +518,35 @@ class FusedSaLSa(Optimizer):
 
     @property
     def step_size(self) -> float:
-        """The step size that the last search found; ``lr`` times it is applied to the weights.
+        """The step size that the last search found: what one mini-batch accepts.
 
         With ``units="groups"`` the first group's; ``group["step_size"]`` is each group's own.
         """
         return self.param_groups[0]["step_size"]
+
+    @property
+    def applied_step_size(self) -> float:
+        """What the last step applied to the weights, but for ``lr``: a learning rate of AdamW.
+
+        With ``units="groups"`` the first group's.
+        """
+        first = self.param_groups[0]
+        share = share_of_horizon(first["total_steps"], first["steps"])
+        return share * cycle.last_applied(first)
+
+    def suggested_lr(self) -> float:
+        """The learning rate to give AdamW on the same problem, with a warm-up and a decay to 0.
+
+        It is the longest step size that was applied after the first ten steps, so far: ask when
+        the run, or a tenth of it, is done.
+
+        Raises:
+            RuntimeError: no search has been accepted yet.
+        """
+        first = self.param_groups[0]
+        if not first["accepted_once"]:
+            raise RuntimeError("no search has been accepted yet: take some steps first")
+        return first["longest"] if first["look_back"] else first["step_size"]
 
     @property
     def skipped_steps(self) -> int:
@@ -512,6 +574,8 @@ class FusedSaLSa(Optimizer):
         return {
             **found,
             "step_size": group["step_size"],
+            "applied_step_size": self.applied_step_size,
+            "agreement": Window.read_from(group).agreement,
             **{name: group[name] for name in COUNTERS},
         }
 
@@ -611,7 +675,7 @@ class FusedSaLSa(Optimizer):
         self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._outer_replay, self._clipped = None, Clipped()
-        self._device_skips = DeviceSkips()
+        self._device_skips, self._looks = DeviceSkips(), Looks()
         self._constructing = self._stepping = self._in_trial = False
         self._table = self.table_class(forced_backend(self._backend))
 
@@ -645,6 +709,8 @@ class FusedSaLSa(Optimizer):
         count = self._device_skips.wait()
         for group in self.param_groups:
             group["skipped_steps"] += count
+        sign = self._sign
+        cycle.hear_of_looks(self.param_groups, [sign * look for look in self._looks.read()])
 
     @property
     def _search_allowed(self) -> bool:
@@ -661,6 +727,8 @@ class FusedSaLSa(Optimizer):
 
     def _remember(self, search: LineSearch) -> None:
         cycle.remember(self.param_groups, search)
+        if not search.skipped:
+            self._looks.unread = []
         result, sign = search.result, self._sign
         self.last_search = result._replace(
             loss=sign * result.loss, trial_loss=sign * result.trial_loss
@@ -701,14 +769,18 @@ class FusedSaLSa(Optimizer):
 
 
 def _to_host(
-    f0: Tensor, slopes: list[Tensor], skipped: Tensor | None, clipped_by: Tensor | None
-) -> tuple[float, float, int]:
-    """Loss, slope and count as numbers: one copy, and so one wait, where all is on one device.
+    f0: Tensor,
+    slopes: list[Tensor],
+    skipped: Tensor | None,
+    clipped_by: Tensor | None,
+    looks: list[Tensor],
+) -> tuple[float, float, int, list[float]]:
+    """Loss, slope, count and looks as numbers: one copy, one wait, where all is on one device.
 
     ``clipped_by``: the factor on the gradients, that the slope has, too: it is taken out.
     """
     more = [tensor for tensor in (clipped_by, skipped) if tensor is not None]
-    tensors = [f0.reshape(()), *slopes, *more]
+    tensors = [*looks, f0.reshape(()), *slopes, *more]
     if len({tensor.device for tensor in tensors}) == 1:
         widest = (slopes or [f0])[0].dtype
         numbers = torch.stack([tensor.to(widest) for tensor in tensors]).tolist()
@@ -716,6 +788,6 @@ def _to_host(
         numbers = [tensor.item() for tensor in tensors]
     count = 0 if skipped is None else int(numbers.pop())
     factor = 1.0 if clipped_by is None else numbers.pop()
-    loss, *parts = numbers
+    looked, (loss, *parts) = numbers[: len(looks)], numbers[len(looks) :]
     known = factor > 0.0 and all(map(math.isfinite, parts))
-    return loss, math.fsum(parts) / factor if known else math.nan, count
+    return loss, math.fsum(parts) / factor if known else math.nan, count, looked

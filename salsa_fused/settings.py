@@ -13,6 +13,7 @@ PAPER: dict[str, Any] = {
     "init_step_size": 0.1,
     "schedule": "rate",
     "search_period": (1, 10),
+    "look_back": False,
 }
 """The constants of arXiv 2407.20650, sections II to III-E; a search starts from 0.1."""
 

@@ -75,7 +75,7 @@ class Training:
 
     def _step_size(self) -> float:
         lr = self.optimizer.param_groups[0].get("lr", 1.0)
-        return float(getattr(self.optimizer, "step_size", 1.0) * lr)
+        return float(getattr(self.optimizer, "applied_step_size", 1.0) * lr)
 
     def run(self, script: str, seed: int) -> Run:
         """What was recorded; died: not finite, or in the end above the first loss."""
