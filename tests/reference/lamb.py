@@ -21,6 +21,7 @@ class ReferenceLAMB(ReferenceSaLSa):
         super().__init__(*args, **keywords)
         self.trust_clip = math.inf if trust_clip is None else trust_clip
         self.largest_ratio = 1.0 if trust_clip is None else max(1.0, trust_clip)
+        self.looks.relative = True
         self.trust: list[float | None] = [None] * len(self.params)
 
     def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:

@@ -30,6 +30,8 @@ MOST_ETAS = 38.0  # a is at most so many eta
 class LookBack:
     """The rule's numbers, and what a step makes of them. It knows nothing of groups or of lr."""
 
+    relative = False  # a step is a part of the weights: b is the same whatever their size
+
     def __init__(self, init_step_size: float, tensors: int) -> None:
         self.a = init_step_size
         self.b = 0.0  # no bound
@@ -49,7 +51,7 @@ class LookBack:
     def search(self, t: int, eta: float, w: Sequence[Array], g: Sequence[Array | None]) -> None:
         """After a search that ended accepted or flat with eta, before the write."""
         if t == 1:
-            self.b = FIRST_MOVE * self._root_mean_square(w)
+            self.b = FIRST_MOVE * (1.0 if self.relative else self._root_mean_square(w))
         if t <= FIRST_STEPS:
             self.a = min(eta, self.b) if self.b > 0 else eta
         if self.t_e > 0:
