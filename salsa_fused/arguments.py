@@ -59,15 +59,9 @@ def check_units(units: Any) -> None:
     _one_of("units", units, get_args(Units))
 
 
-def whether_to_look_back(
-    look_back: Any, direction: str, units: str, search_period: tuple[int, int] | None
-) -> bool:
-    """What None means: yes, but where there is no search, no moment, or a step size a unit.
-
-    Raises:
-        ValueError: neither a truth value nor None; or it was asked for where it cannot be had.
-    """
-    if look_back not in (True, False, None):
+def check_look_back(look_back: Any, units: Any, search_period: tuple[int, int] | None) -> None:
+    """Raise ValueError where it is neither a truth value nor None, or cannot be had."""
+    if look_back is not None and not isinstance(look_back, bool):
         raise ValueError(f"look_back must be True, False or None, got {look_back!r}")
     if look_back and units == "groups":
         raise ValueError(
@@ -78,8 +72,6 @@ def whether_to_look_back(
         raise ValueError(
             "look_back=True needs searches, and search_period=None has none: leave out one of them"
         )
-    able = direction != "sgd" and units == "all" and search_period is not None
-    return able if look_back is None else bool(look_back)
 
 
 def check_trust_clip(trust_clip: Any) -> None:

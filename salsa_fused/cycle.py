@@ -46,7 +46,9 @@ def begin(groups: Groups, line_search_class: type[LineSearch]) -> LineSearch:
     """A search: of all groups, or of the unit whose turn it is."""
     unit = _turn(groups)
     state = SearchState.read_from(groups[unit or 0])
-    return line_search_class(SearchSettings.read_from(groups[0]), state, unit)
+    settings = SearchSettings.read_from(groups[0])
+    settings = settings._replace(look_back=looks_back(groups[0]))
+    return line_search_class(settings, state, unit)
 
 
 def _turn(groups: Groups) -> int | None:
@@ -55,6 +57,20 @@ def _turn(groups: Groups) -> int | None:
     if first["units"] == "all" or not first["accepted_once"]:
         return None
     return first["next_unit"] % len(groups)
+
+
+def looks_back(group: Mapping[str, Any]) -> bool:
+    """Whether what is applied follows look_back.py.
+
+    None means yes, but where there is no search, no moment, or one step size for each group.
+    """
+    if group["look_back"] is None:
+        return (
+            group["search_period"] is not None
+            and group["direction"] != "sgd"
+            and group["units"] == "all"
+        )
+    return group["look_back"]
 
 
 def applied(groups: Groups, search: LineSearch | None) -> float | list[float]:
@@ -71,12 +87,12 @@ def applied(groups: Groups, search: LineSearch | None) -> float | list[float]:
 
 def last_applied(group: Mapping[str, Any]) -> float:
     """What steps without a search apply, before the horizon's share (and ``lr``)."""
-    return group["applied_step_size" if group["look_back"] else "step_size"]
+    return group["applied_step_size" if looks_back(group) else "step_size"]
 
 
 def look_is_due(groups: Groups) -> bool:
     """Whether the next step, if it does not search, looks back on its window all the same."""
-    return groups[0]["look_back"] and look_back.look_is_due(groups[0])
+    return look_back.look_is_due(groups[0]) and looks_back(groups[0])
 
 
 def hear_of_looks(groups: Groups, looks: Sequence[float]) -> None:

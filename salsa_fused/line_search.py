@@ -55,7 +55,7 @@ class SearchSettings(NamedTuple):
     schedule: Literal["doubling", "rate"] = "doubling"
     search_period: tuple[int, int] | None = (1, 10)
     max_trials: int = 10
-    look_back: bool = False  # what is applied is the step size found, or follows look_back.py
+    look_back: bool | None = False  # what is applied is what is found, or follows look_back.py
     total_steps: int | None = None  # the horizon, where it is known
 
     @classmethod
@@ -161,6 +161,7 @@ class LineSearch:
         self.smallest_tried = math.inf
         self.trials = self.rejections = self.skipped_before = 0
         self.looks: Sequence[float] = ()  # back on the window, see look_back.py
+        self._first_move = state.first_move
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -198,8 +199,7 @@ class LineSearch:
 
     def hear_of_first_move(self, largest: float) -> None:
         """The largest step size that may be applied on the first steps."""
-        self.state = self.state._replace(first_move=largest)
-        self._after = self.state
+        self._first_move = largest
 
     def first_trial(self) -> float:
         """Begin a search: the step size to try first, known before the slope is."""
@@ -266,6 +266,7 @@ class LineSearch:
 
     def _window(self) -> look_back.Window:
         before = look_back.Window.read_from(self.state._asdict())
+        before = before._replace(first_move=self._first_move)
         if not self.settings.look_back:
             return before._replace(applied_step_size=self._after.step_size)
         return look_back.searched(before, self.state.steps + 1, self.step_size, self.looks)

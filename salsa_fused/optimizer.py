@@ -199,13 +199,14 @@ class FusedSaLSa(Optimizer):
             "schedule": schedule,
             "search_period": period,
             "max_trials": max_trials,
-            "look_back": arguments.whether_to_look_back(look_back, direction, units, period),
+            "look_back": look_back,
             "total_steps": total_steps,
         }
         arguments.check_search_settings(settings)
         settings = arguments.as_plain_numbers(settings)
         arguments.check_direction(direction)
         arguments.check_units(units)
+        arguments.check_look_back(look_back, units, period)
         arguments.check_trust_clip(trust_clip)
         arguments.check_max_grad_norm(max_grad_norm)
         if module is not None and not isinstance(module, nn.Module):
@@ -364,6 +365,8 @@ class FusedSaLSa(Optimizer):
         begins = search is not None and search.begins_window
         if begins:
             self._table.prepare_window(self.state)
+        elif cycle.looks_back(self.param_groups[0]):
+            begins = self._table.prepare_newcomers(self.state)
         self._table.final_write(self.param_groups, cycle.applied(self.param_groups, search), skip)
         self._table.commit(self.state)
         if begins:
@@ -400,7 +403,8 @@ class FusedSaLSa(Optimizer):
             self._replay_checks += checks.evaluate_again(f0)
         looks = [*self._looks.unread]
         if search.settings.look_back:
-            looks += Looks.one(self._table.alignment())
+            if search.state.window_begin > 0:
+                looks += Looks.one(self._table.alignment())
             if search.state.steps == 0:
                 search.hear_of_first_move(self._first_move())
         slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
@@ -546,7 +550,7 @@ class FusedSaLSa(Optimizer):
         first = self.param_groups[0]
         if not first["accepted_once"]:
             raise RuntimeError("no search has been accepted yet: take some steps first")
-        return first["longest"] if first["look_back"] else first["step_size"]
+        return first["longest"] if cycle.looks_back(first) else first["step_size"]
 
     @property
     def skipped_steps(self) -> int:
@@ -657,12 +661,14 @@ class FusedSaLSa(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, as ``torch.optim.Optimizer`` has it: plain numbers and tensors."""
         self._hear_of_skips()
+        self._hear_of_looks()
         for group in self.param_groups:  # schedulers write into them
             group.update(arguments.as_plain_numbers(arguments.foreign_numbers(group)))
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
         self._hear_of_skips()
+        self._hear_of_looks()
         own = {name: self.__dict__[name] for name in OWN_ATTRIBUTES}
         return {**super().__getstate__(), **own}
 
@@ -709,6 +715,8 @@ class FusedSaLSa(Optimizer):
         count = self._device_skips.wait()
         for group in self.param_groups:
             group["skipped_steps"] += count
+
+    def _hear_of_looks(self) -> None:
         sign = self._sign
         cycle.hear_of_looks(self.param_groups, [sign * look for look in self._looks.read()])
 

@@ -95,7 +95,7 @@ def test_a_table_that_begins_at_zero():
 
 def test_the_weights_of_an_exhausted_step_are_those_before_it():
     weight = torch.ones(5, requires_grad=True)
-    optimizer = FusedSaLSa([weight], check_replay=False)
+    optimizer = FusedSaLSa([weight], check_replay=False, look_back=False)
     for _ in range(3):
         optimizer.step(lambda: weight.square().sum())
     before, entry = weight.detach().clone(), dict(optimizer.state[weight])
@@ -152,7 +152,7 @@ def test_it_recovers_from_bad_batches_in_a_row(steps, bad, keywords):
 def test_another_task_after_convergence():
     """A step size that became too small to be felt is found anew."""
     weight = torch.full((4,), 0.5, requires_grad=True)
-    optimizer = FusedSaLSa([weight], search_period=1, check_replay=False)
+    optimizer = FusedSaLSa([weight], search_period=1, check_replay=False, look_back=False)
     target = torch.zeros(4)
     for _ in range(1500):
         optimizer.step(lambda: (weight - target).square().sum())

@@ -160,7 +160,12 @@ def test_flat_at_the_first_trial_keeps_neither_growth_nor_means():
     done = search(losses=[1e20], loss=1e20)
     assert (done.outcome, done.trials, done.step_size) == ("flat", 1, 0.5)
     expected = SETTLED._replace(
-        steps=51, steps_since_search=0, searches=1, total_trials=1, flat_searches=1
+        steps=51,
+        steps_since_search=0,
+        searches=1,
+        total_trials=1,
+        flat_searches=1,
+        applied_step_size=0.5,
     )
     assert done.finish() == expected
 
@@ -192,7 +197,8 @@ def test_the_resolution_is_that_of_the_loss_dtype():
 def test_slope_zero_is_flat_without_a_trial():
     done = search(slope=0.0)
     assert (done.outcome, done.trials, done.skipped) == ("flat", 0, False)
-    assert done.finish() == SETTLED._replace(steps=51, steps_since_search=0, searches=1)
+    expected = SETTLED._replace(steps=51, steps_since_search=0, searches=1)
+    assert done.finish() == expected._replace(applied_step_size=0.5)
 
 
 def test_a_loss_of_zero_is_never_flat():

@@ -207,7 +207,7 @@ def test_a_whole_step_in_one_autocast_context(dtype):
 
             optimizer.step(closure)
         assert len(set(seen)) == len(seen) or optimizer.last_search.outcome == "flat"
-    assert optimizer.last_search.loss < 1.0
+    assert optimizer.last_search.loss < 1.1
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -492,7 +492,7 @@ def test_16_bit_weights_train_with_a_search(dtype):
         optimizer.step(lambda: (net(x.to(dtype)).float() - y).square().mean()).item()
         for _ in range(150)
     ]
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
     assert {launch.backend.name for launch in optimizer._table.launches} == {"native"}
 
 

@@ -23,7 +23,9 @@ from salsa_fused import FusedSaLSa
 
 class Ours:
     def __init__(self, parameters, module=None):
-        self.optimizer = FusedSaLSa(parameters, module=module, search_period=1, check_replay=False)
+        self.optimizer = FusedSaLSa(
+            parameters, module=module, search_period=1, check_replay=False, look_back=False
+        )
 
     def step(self, loss):
         return self.optimizer.step(loss)
@@ -267,7 +269,7 @@ def test_decay_is_decoupled_and_of_the_accepted_step_size():
         optimizer = FusedSaLSa([w], weight_decay=decay, search_period=1, check_replay=False)
         before = w.detach().clone()
         optimizer.step(lambda w=w: w.square().sum())
-        runs.append((w.detach() - before, optimizer.step_size))
+        runs.append((w.detach() - before, optimizer.applied_step_size))
     (plain, size), (decayed, other) = runs
     assert size == other  # the search does not see it
     assert torch.allclose(decayed - plain, -0.1 * size * before, rtol=1e-4, atol=1e-7)

@@ -61,7 +61,7 @@ ACCEPTED = script(-1e9)
 
 
 def test_settings():
-    assert DEFAULTS["look_back"] is True and DEFAULTS["total_steps"] is None
+    assert DEFAULTS["look_back"] is None and DEFAULTS["total_steps"] is None
     for settings in (PAPER, SLS, SGD_SALSA):
         assert settings["look_back"] is False
 
@@ -113,11 +113,11 @@ def test_before_the_first_step():
     assert found.w_a == [None]
 
 
-def test_the_first_move_is_a_part_of_all_weights_root_mean_square():
-    # (9 + 16 + 4 * 25 + 1) / 7 = 18, of weights with a gradient and without
-    opt = optimizer([3.0, 4.0], [5.0] * 4, [1.0])
+def test_the_first_move_is_a_part_of_the_moving_weights_root_mean_square():
+    # (9 + 16 + 2) / 3 = 9, of weights with a gradient
+    opt = optimizer([3.0, 4.0], [5.0] * 4, [2.0**0.5])
     opt.step(lambda w: (1.0, [np.ones(2), None, np.ones(1)]), ACCEPTED)
-    b = 0.03 * math.sqrt(18.0)
+    b = 0.03 * math.sqrt(9.0)
     assert (opt.looks.b, opt.looks.a, opt.looks.longest) == (approx(b), approx(b), approx(b))
     assert opt.eta == 1.0
     assert opt.params[0] == approx(np.array([3.0 - b, 4.0 - b]))  # Adam's first direction: signs
@@ -232,7 +232,17 @@ def test_looks_go_on_past_the_end_and_there_are_none_without_a_window():
     assert found.last_look == 93
     found = LookBack(1.0, 1)
     found.plain_step(93, at(-1.0), at(1.0))
-    assert vars(found) == vars(LookBack(1.0, 1))
+    assert vars(found) == {**vars(LookBack(1.0, 1)), "w_a": [np.array([-1.0])]}
+
+
+def test_the_way_of_a_newcomer_begins_at_its_first_step():
+    found = looks(40, 80, w_a=[5.0, None])
+    found.plain_step(50, at(1.0, 2.0), at(1.0, None))
+    assert found.w_a == [5.0, None] and found.waiting == [4.0]
+    found.plain_step(60, at(1.0, 3.0), at(1.0, 1.0))
+    assert found.w_a == [5.0, 3.0] and found.waiting == [4.0, 4.0]
+    found.search(70, 1.0, at(5.0, 1.0), at(1.0, 1.0))
+    assert found.P == 4.0 + 4.0 + 2.0
 
 
 def test_the_weights_looked_at_are_those_before_the_step():
@@ -375,6 +385,7 @@ def test_a_whole_window_by_hand():
 
 def test_a_missing_gradient_keeps_the_older_weights_or_none():
     found = looks(10, 20, w_a=[1.0, 2.0, None, None])
+    found.notes_newcomers = False
     found.search(25, 1.0, at(5.0, 6.0, 7.0, 8.0), at(1.0, None, 1.0, None))
     assert found.w_a == [5.0, 2.0, 7.0, None]
     assert (found.t_b, found.t_e, sums(found)) == (25, 50, (0.0, 0.0))
@@ -475,18 +486,18 @@ def not_to_be_followed():
             follow_each(problems, before_step=shrink_step_size(when), **keywords)
 
 
-class FirstMoveOfThoseWithAGradient(LookBack):
-    def search(self, t, eta, w, g):
-        if t == 1:
-            self._root_mean_square = lambda w: super(type(self), self)._root_mean_square(
-                [wi for wi, gi in zip(w, g) if gi is not None]
-            )
-        super().search(t, eta, w, g)
+class FirstMoveOfAll(LookBack):
+    def _root_mean_square(self, w, g):
+        return super()._root_mean_square(w, w)
 
 
 class MeanOfTheTensors(LookBack):
-    def _root_mean_square(self, w):
-        return math.sqrt(np.mean([np.mean(wi**2) for wi in w]))
+    def _root_mean_square(self, w, g):
+        return math.sqrt(np.mean([np.mean(wi**2) for wi, gi in zip(w, g) if gi is not None]))
+
+
+class NewcomersWait(LookBack):
+    notes_newcomers = False
 
 
 class NoLooksOfPlainSteps(LookBack):

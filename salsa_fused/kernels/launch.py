@@ -565,16 +565,16 @@ class Launch:
         self.window_starts = starts
         return any(found)
 
-    def prepare_window(self, state: State) -> None:
+    def prepare_window(self, state: State, *, newcomers_only: bool = False) -> None:
         """Make ready what :meth:`begin_window` enters; nothing that anybody sees is written.
 
         What is missing is made here, and so are copies of the rows that no search has saved: the
-        final write is about to move them.
+        final write is about to move them.  ``newcomers_only``: of rows whose first step this is.
         """
         window, befores = NewWindow(), []
         saved = {*self.room.rows} if self.moved else set()
         for row, (weight, gradient) in enumerate(zip(self.weights, self.gradients)):
-            if gradient is None:
+            if gradient is None or (newcomers_only and row not in self.new_moments):
                 continue
             before = self.saved_view(row) if row in saved else weight
             start = start_in(state.get(weight))
@@ -591,7 +591,8 @@ class Launch:
     def begin_window(self, state: State) -> None:
         """Let the weights before this step be where the window begins."""
         window, self.new_window = self.new_window, None
-        assert window is not None
+        if window is None:
+            return
         if window.kept:
             copy_each(window.kept, window.saved)
         for weight, start in window.entered:

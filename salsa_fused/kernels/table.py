@@ -149,10 +149,14 @@ class Table:
         return found
 
     def root_mean_square(self) -> float:
-        """Of all weights that are trained; the host waits for it."""
-        norms = [get_total_norm(launch.weights).item() for launch in self.launches]
-        count = sum(weight.numel() for launch in self.launches for weight in launch.weights)
-        return math.hypot(*norms) / math.sqrt(count) if count else 0.0
+        """Of all weights that have a gradient; the host waits for it."""
+        norms, count = [0.0], 0
+        for launch in self.launches:
+            pairs = zip(launch.weights, launch.gradients)
+            moving = [weight for weight, gradient in pairs if gradient is not None]
+            norms.append(get_total_norm(moving).item())
+            count += sum(weight.numel() for weight in moving)
+        return math.hypot(*norms) / math.sqrt(max(count, 1))
 
     def alignment(self) -> list[Tensor]:
         """``<g, window_start - w>`` of each launch that has rows with both, on its device.
@@ -168,6 +172,17 @@ class Table:
         with torch.no_grad():
             for launch in self.launches:
                 launch.prepare_window(state)
+
+    def prepare_newcomers(self, state: State) -> bool:
+        """The same for weights whose first step this is; whether there are any.
+
+        So a state is complete from its first step on, as checkpoints expect it.
+        """
+        found = [launch for launch in self.launches if launch.new_moments]
+        with torch.no_grad():
+            for launch in found:
+                launch.prepare_window(state, newcomers_only=True)
+        return bool(found)
 
     def begin_window(self, state: State) -> None:
         """Enter the weights before this step, of those that it stepped, into the state."""

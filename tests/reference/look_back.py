@@ -4,7 +4,7 @@ a      what a step applies, times lr, where the search would have eta
 b      bound of a on the first steps, a part of the weights' root mean square
 t      the step: 1, 2, ... as they are taken, skipped ones not counted
 t_b    the window's first step, t_e its last one (a search ends it, so it may last longer)
-w_a    the weights just before step t_b
+w_a    the weights just before step t_b, or before a parameter's first step where that comes later
 A      a look: <g, w_a - w>, positive where this step would go on from w_a as the window did
 P, Q   sums of A and of |A| over the window
 
@@ -30,6 +30,7 @@ MOST_ETAS = 38.0  # a is at most so many eta
 class LookBack:
     """The rule's numbers, and what a step makes of them. It knows nothing of groups or of lr."""
 
+    notes_newcomers = True  # between the beginnings of windows; SGD, without a state, does not
     relative = False  # a step is a part of the weights: b is the same whatever their size
 
     def __init__(self, init_step_size: float, tensors: int) -> None:
@@ -47,11 +48,18 @@ class LookBack:
         if self.t_e > 0 and (t - self.last_look) * LOOKS >= self.t_e - self.t_b:
             self.waiting.append(self._look(w, g))
             self.last_look = t
+        self._note_newcomers(w, g)
+
+    def _note_newcomers(self, w: Sequence[Array], g: Sequence[Array | None]) -> None:
+        """A parameter that takes its first step: its way begins here."""
+        for i, gi in enumerate(g):
+            if self.notes_newcomers and gi is not None and self.w_a[i] is None:
+                self.w_a[i] = w[i].copy()
 
     def search(self, t: int, eta: float, w: Sequence[Array], g: Sequence[Array | None]) -> None:
         """After a search that ended accepted or flat with eta, before the write."""
         if t == 1:
-            self.b = FIRST_MOVE * (1.0 if self.relative else self._root_mean_square(w))
+            self.b = FIRST_MOVE * (1.0 if self.relative else self._root_mean_square(w, g))
         if t <= FIRST_STEPS:
             self.a = min(eta, self.b) if self.b > 0 else eta
         if self.t_e > 0:
@@ -59,6 +67,7 @@ class LookBack:
             self.last_look = t
             self.enter_waiting()
             self._change(t)
+        self._note_newcomers(w, g)
         if t >= max(self.t_e, FIRST_STEPS):
             self._begin_window(t, w, g)
         self.a = min(self.a, MOST_ETAS * eta)
@@ -72,9 +81,10 @@ class LookBack:
                 self.Q += abs(A)
         self.waiting = []
 
-    def _root_mean_square(self, w: Sequence[Array]) -> float:
-        """Of all elements together, whether they have a gradient in this step or not."""
-        return math.sqrt(np.mean(np.concatenate([wi.ravel() for wi in w]) ** 2))
+    def _root_mean_square(self, w: Sequence[Array], g: Sequence[Array | None]) -> float:
+        """Of all elements together that have a gradient in this step."""
+        moving = [wi.ravel() for wi, gi in zip(w, g, strict=True) if gi is not None]
+        return math.sqrt(np.mean(np.concatenate(moving) ** 2))
 
     def _look(self, w: Sequence[Array], g: Sequence[Array | None]) -> float:
         A = 0.0

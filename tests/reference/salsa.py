@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "schedule": "doubling",
     "search_period": (1, 10),
     "max_trials": 10,
-    "look_back": True,
+    "look_back": None,
     "total_steps": None,
 }
 PAPER: dict[str, Any] = {
