@@ -295,7 +295,7 @@ def test_salsa_applies_the_factor_and_its_search_does_not_undo_it():
         optimizer.step(lambda weight=weight: weight.square().sum())
         moved.append(3.0 - weight.item())
         step_sizes.append(optimizer.step_size)
-    assert step_sizes[0] == step_sizes[1] and moved[1] == pytest.approx(moved[0] / 2, rel=1e-6)
+    assert step_sizes[0] == step_sizes[1] and moved[1] == pytest.approx(moved[0] / 2, rel=1e-4)
 
 
 # Resumption
