@@ -59,7 +59,9 @@ def check_units(units: Any) -> None:
     _one_of("units", units, get_args(Units))
 
 
-def check_look_back(look_back: Any, units: Any, search_period: tuple[int, int] | None) -> None:
+def check_look_back(
+    look_back: Any, direction: Any, units: Any, search_period: tuple[int, int] | None
+) -> None:
     """Raise ValueError where it is neither a truth value nor None, or cannot be had."""
     if look_back is not None and not isinstance(look_back, bool):
         raise ValueError(f"look_back must be True, False or None, got {look_back!r}")
@@ -67,6 +69,11 @@ def check_look_back(look_back: Any, units: Any, search_period: tuple[int, int] |
         raise ValueError(
             'look_back=True needs one step size for all: units="groups" has one for each group. '
             "Leave out one of them"
+        )
+    if look_back and direction == "sgd":
+        raise ValueError(
+            'look_back=True is for directions of Adam\'s size, and direction="sgd" has another: '
+            "leave out one of them"
         )
     if look_back and search_period is None:
         raise ValueError(

@@ -22,10 +22,11 @@ question looks as far back as the run is long, and steps that only overshoot shr
 root of the number of steps, no faster.
 
 ``a`` is at most 38 times what the search finds: Adam with momentum 0.9 is stable for steps so much
-longer than those that SaLSa's c = 0.5 accepts along the gradient, 2 (1 + 0.9) / (1 - 0.9).  On
-the first ten steps it is what the search finds, but at most 3 % of the weights' root mean square
-(with LAMB, whose ratios hold the weights' size, 3 %): a step that fits its own mini-batch only may
-be accepted there, and ruin what follows.
+longer than those that SaLSa's c = 0.5 accepts along the gradient, 2 (1 + 0.9) / (1 - 0.9).
+Before the first window it is what the search finds, but at most 3 % of the weights' root mean
+square (with LAMB, whose ratios hold the weights' size, 3 %): a step that fits its own mini-batch
+only may be accepted there, and ruin what follows.  Of what is found it is at least a ten-thousandth
+then, for weights that begin next to 0.
 
 The batch of ``g`` has not taken part in the way, so that its noise does not speak for longer steps.
 This is the idea of hypergradients (Baydin et al. 2018) and of learning rates by distance (Ivgi et
@@ -45,7 +46,8 @@ LOOKS = 16  # in a window, at least
 SETTLING = 0.25  # of a window, in which the way is too short to tell
 LONGER, SHORTER = 2.0, 0.5  # powers of two in a window, where all looks agree
 MOMENTUM_EDGE = 38.0  # times the step size of the search
-FIRST_MOVE = 0.03  # of the weights' root mean square, on the first steps
+FIRST_MOVE = 0.03  # of the weights' root mean square, before the first window
+FIRST_SHARE = 1e-4  # of what is found, whatever the weights
 GRAIN = 1024.0  # sums differ from backend to backend in their last bits; agreements do not
 
 
@@ -62,7 +64,7 @@ class Window(NamedTuple):
     looks_size: float = 0.0  # sum of absolute values
     last_look: int = 0
     last_change: int = 0  # of the applied step size
-    first_move: float = 0.0  # the largest on the first steps; 0: unknown, or no bound
+    first_move: float = 0.0  # the largest before the first window; 0: unknown, -1: no bound
     longest: float = 0.0  # that was applied since
 
     @classmethod
@@ -100,9 +102,10 @@ def looked(window: Window, looks: Sequence[float]) -> Window:
 
 def searched(window: Window, step: int, found: float, looks: Sequence[float]) -> Window:
     """After a search that found this step size; ``looks`` since the last one, its own the last."""
-    applied = window.applied_step_size
-    if step <= FIRST_STEPS:
-        applied = min(found, window.first_move) if window.first_move > 0.0 else found
+    applied, first = window.applied_step_size, window.window_begin == 0
+    if first:
+        bounded = max(window.first_move, FIRST_SHARE * found)
+        applied = min(found, bounded) if window.first_move > 0.0 else found
     window = looked(window, looks)
     if window.window_begin > 0:
         settled = window.window_begin + SETTLING * (window.window_end - window.window_begin)
@@ -124,7 +127,7 @@ def searched(window: Window, step: int, found: float, looks: Sequence[float]) ->
             longest=window.longest,
         )
     applied = min(applied, MOMENTUM_EDGE * found)
-    longest = max(applied, window.longest if step > FIRST_STEPS else 0.0)
+    longest = applied if first else max(applied, window.longest)
     return window._replace(applied_step_size=applied, longest=longest)
 
 

@@ -71,7 +71,7 @@ class FusedSaLSa(Optimizer):
 
         loss = optimizer.step(closure)
 
-    A step without a search is a plain AdamW step with the step size of the last search.  In a
+    A step without a search is a plain AdamW step.  In a
     search the loss :math:`f` of the *same* mini-batch is evaluated at trial points
     :math:`w + \eta d` along the momentum-free direction :math:`d = -g / (\sqrt{\hat v} +
     \epsilon)`, and :math:`\eta` is accepted when
@@ -82,13 +82,16 @@ class FusedSaLSa(Optimizer):
         s' = \beta_3 s + (1 - \beta_3)\,\langle g, -d\rangle,
 
     and shrunk by ``backtrack`` when not.  The weights are then written from :math:`w` with Adam's
-    momentum direction, :math:`w - lr\,\eta\,(\hat m / (\sqrt{\hat v} + \epsilon) + \lambda w)`.
+    momentum direction, :math:`w - lr\,a\,(\hat m / (\sqrt{\hat v} + \epsilon) + \lambda w)`, where
+    the applied step size :math:`a` starts as :math:`\eta` and then follows how far steps have come
+    (:mod:`salsa_fused.look_back`; with ``look_back=False`` it is :math:`\eta`).
 
     Args:
         params: parameters, named parameters or parameter groups, as for ``torch.optim.AdamW``:
             dense, of a real floating dtype, any shape and device.
-        lr: a *factor* on the step size that the search finds, not a learning rate: leave it at 1.
-            LR schedulers and per-group factors act on it.  Of several groups' factors, what the
+        lr: a *factor* on the step size that is applied, not a learning rate: leave it at 1.
+            LR schedulers and per-group factors act on it (looking back sees the way that they
+            give, and makes up for a constant factor in time).  Of several groups' factors, what the
             search tries is relative to the largest.
         betas: Adam's :math:`\beta_1, \beta_2`, and :math:`\beta_3` of the search.
         eps: added to :math:`\sqrt{\hat v}`, outside the root.
@@ -138,15 +141,17 @@ class FusedSaLSa(Optimizer):
             steps have come in a window that grows with the run (:mod:`salsa_fused.look_back`),
             for a third tensor beside Adam's two; ``False``: apply what is found, as the paper
             does.  ``None``: look back, but with ``direction="sgd"``, ``units="groups"`` and
-            without a search.
+            without a search, where it cannot be had.
         total_steps: the number of steps of the whole run, where it is known: what is applied then
-            falls linearly over the last half, to almost 0.  No scheduler is needed.
+            falls linearly over the last half, to almost 0 in the last step.  No scheduler is
+            needed.  Later steps are as short as that one, and a warning says so.
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
     ``period`` and counters; equal in all groups but for what is a unit's own.  Per parameter the
     state is Adam's: ``step`` (int), ``exp_avg`` and ``exp_avg_sq`` (fp32; float64 for float64
-    weights); with ``direction="sgd"`` there is none.
+    weights), and ``window_start`` like the weight unless ``look_back=False``; with
+    ``direction="sgd"`` there is none.
 
     Raises:
         TypeError, ValueError: an argument or a parameter that cannot be used; the message names
@@ -206,7 +211,7 @@ class FusedSaLSa(Optimizer):
         settings = arguments.as_plain_numbers(settings)
         arguments.check_direction(direction)
         arguments.check_units(units)
-        arguments.check_look_back(look_back, units, period)
+        arguments.check_look_back(look_back, direction, units, period)
         arguments.check_trust_clip(trust_clip)
         arguments.check_max_grad_norm(max_grad_norm)
         if module is not None and not isinstance(module, nn.Module):
@@ -354,6 +359,7 @@ class FusedSaLSa(Optimizer):
         if searching:
             self._device_skips.heard()
         # at last: where warnings are errors, the step is complete
+        self._trouble.look_at_horizon(self.param_groups[0])
         if search is not None:
             self._trouble.searched(self.param_groups, search, replayed=calls.knows_first)
         elif skip is None:
@@ -405,7 +411,7 @@ class FusedSaLSa(Optimizer):
         if search.settings.look_back:
             if search.state.window_begin > 0:
                 looks += Looks.one(self._table.alignment())
-            if search.state.steps == 0:
+            if search.state.first_move == 0.0 and search.state.window_begin == 0:
                 search.hear_of_first_move(self._first_move())
         slopes = self._table.first_trial(self.param_groups, search.first_trial(), search.unit)
         loss, slope, skipped, looked = _to_host(
@@ -431,10 +437,10 @@ class FusedSaLSa(Optimizer):
         return search
 
     def _first_move(self) -> float:
-        """The largest step size on the first steps; LAMB's ratios know the weights' size."""
-        if self.param_groups[0]["direction"] == "lamb":
+        """The largest step size before the first window; -1 where weights of 0 give no bound."""
+        if self.param_groups[0]["direction"] == "lamb":  # its ratios know the weights' size
             return FIRST_MOVE
-        return FIRST_MOVE * self._table.root_mean_square()
+        return FIRST_MOVE * self._table.root_mean_square() or -1.0
 
     def _checks_are_due(self, made: int) -> bool:
         """On the first search, and once more when the first steps are over."""
@@ -541,13 +547,19 @@ class FusedSaLSa(Optimizer):
     def suggested_lr(self) -> float:
         """The learning rate to give AdamW on the same problem, with a warm-up and a decay to 0.
 
-        It is the longest step size that was applied after the first ten steps, so far: ask when
-        the run, or a tenth of it, is done.
+        It is the longest step size that was applied after the first ten steps, so far, with ``lr``
+        at 1 and without the horizon's share: ask when the run, or a tenth of it, is done.  Without
+        looking back it is what the last search found.
 
         Raises:
-            RuntimeError: no search has been accepted yet.
+            RuntimeError: no search has been accepted yet; or there is none, or another direction.
         """
         first = self.param_groups[0]
+        if first["search_period"] is None or first["direction"] != "adam":
+            raise RuntimeError(
+                'suggested_lr() needs searches along direction="adam": this optimizer has '
+                f"search_period={first['search_period']}, direction={first['direction']!r}"
+            )
         if not first["accepted_once"]:
             raise RuntimeError("no search has been accepted yet: take some steps first")
         return first["longest"] if cycle.looks_back(first) else first["step_size"]

@@ -66,6 +66,17 @@ class Trouble:
         self.lr_is_plausible = False  # it was, once
         self.loaded_a_small_lr = False
 
+    def look_at_horizon(self, group: Mapping[str, Any]) -> None:
+        """``total_steps`` was too small: what follows hardly trains."""
+        total, steps = group["total_steps"], group["steps"]
+        if total is not None and steps > total:
+            self._once.say(
+                "horizon",
+                f"step {steps} is beyond total_steps={total}: steps stay as short as the last one "
+                "of these, and hardly train. Give the number of optimizer steps of the whole run, "
+                'or None; group["total_steps"] = N for every group changes it',
+            )
+
     def goes_on(self, search: LineSearch) -> bool:
         """Whether trials are again not what the gradients promise."""
         if search.outcome == "exhausted":

@@ -21,7 +21,6 @@ SYSTEMS = {
     "LAMBC, no look back": {"direction": "lamb", "trust_clip": 0.3, "look_back": False},
     "LAMBC, clipped": {"direction": "lamb", "max_grad_norm": 0.5},
     "LAMBC, total_steps": {"direction": "lamb", "total_steps": 200},
-    "SGD, looking back": {"direction": "sgd", "look_back": True},
     "SGD, total_steps": {"direction": "sgd", "total_steps": 200},
     "PLASLS, total_steps": {"units": "groups", "total_steps": 200},
     "LAMBC, the paper's constants": {**settings.PAPER, "direction": "lamb"},

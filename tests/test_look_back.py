@@ -67,7 +67,15 @@ def test_the_first_steps_apply_what_is_found_but_move_the_weights_little():
         assert free.applied_step_size == free.longest == 0.5
         bounded = look_back.searched(window._replace(first_move=0.1), step, 0.5, [])
         assert bounded.applied_step_size == bounded.longest == 0.1
-    assert look_back.searched(window, 11, 0.5, []).applied_step_size == 7.0
+    late = window._replace(window_begin=10, window_end=20)
+    assert look_back.searched(late, 11, 0.5, []).applied_step_size == 7.0
+
+
+def test_the_first_move_is_no_less_than_a_share_of_what_is_found():
+    tiny = look_back.searched(Window(7.0, first_move=1e-9), 1, 0.5, [])
+    assert tiny.applied_step_size == pytest.approx(0.5e-4)
+    free = look_back.searched(Window(7.0, first_move=-1.0), 1, 0.5, [])
+    assert free.applied_step_size == 0.5
 
 
 def test_looks_that_are_not_finite_are_none():
@@ -192,7 +200,8 @@ def test_total_steps_takes_the_run_to_its_end():
     known.run(50, 100)
     group = known.optimizer.param_groups[0]
     assert known.optimizer.applied_step_size == pytest.approx(group["applied_step_size"] / 50)
-    known.step(100)  # one more than announced is a small step, too
+    with pytest.warns(UserWarning, match="beyond total_steps=100"):
+        known.step(100)  # one more than announced is a small step, too
     assert known.optimizer.applied_step_size == pytest.approx(group["applied_step_size"] / 50)
 
 
@@ -227,7 +236,6 @@ def test_the_found_step_size_is_applied_without_looking_back():
         ({}, True),
         ({"direction": "lamb"}, True),
         ({"direction": "sgd"}, False),
-        ({"direction": "sgd", "look_back": True}, True),
         ({"units": "groups"}, False),
         ({"search_period": None}, False),
         (settings.PAPER, False),
@@ -247,6 +255,7 @@ def test_who_looks_back(options, looks):
     [
         ({"look_back": "yes"}, "look_back must be True, False or None"),
         ({"look_back": True, "units": "groups"}, "needs one step size for all"),
+        ({"look_back": True, "direction": "sgd"}, "directions of Adam's size"),
         ({"look_back": True, "search_period": None}, "needs searches"),
         ({"total_steps": 0}, "total_steps must be the number of steps"),
         ({"total_steps": 10.5}, "total_steps must be the number of steps"),
@@ -285,9 +294,36 @@ def test_suggested_lr():
         run.step(number)
         sizes.append(run.optimizer.applied_step_size)
     assert run.optimizer.suggested_lr() == max(sizes[9:])
+    for other in ({"search_period": None}, {"direction": "sgd"}):
+        with pytest.raises(RuntimeError, match='needs searches along direction="adam"'):
+            Noisy(**other).optimizer.suggested_lr()
     paper = Noisy(**settings.PAPER)
     paper.run(0, 20)
     assert paper.optimizer.suggested_lr() == paper.optimizer.step_size
+
+
+@pytest.mark.parametrize("zeros", [1, 12])
+def test_a_warm_up_from_zero_is_bounded_all_the_same(zeros):
+    """Steps with lr 0 search nothing: the first search comes later."""
+    run = Noisy()
+    norm = math.sqrt(sum(weight.square().sum().item() for weight in run.weights()))
+    bound = 0.03 * norm / math.sqrt(sum(weight.numel() for weight in run.weights()))
+    for number in range(19):
+        run.optimizer.param_groups[0]["lr"] = 0.0 if number < zeros else 1.0
+        run.step(number)
+        if number == zeros:
+            assert run.optimizer.param_groups[0]["first_move"] == pytest.approx(bound)
+            assert 0.0 < run.optimizer.applied_step_size <= 1.001 * bound
+    assert run.optimizer.param_groups[0]["window_begin"] == max(10, zeros + 1)
+
+
+def test_weights_next_to_zero_are_trained():
+    torch.manual_seed(0)
+    weight, target = nn.Parameter(1e-8 * torch.randn(50)), torch.randn(50)
+    optimizer = FusedSaLSa([weight])
+    for _ in range(1000):
+        loss = optimizer.step(lambda: (weight - target).square().mean())
+    assert loss.item() < 1e-3
 
 
 def test_plain_steps_look_back_at_most_sixteen_times_a_window(monkeypatch):
@@ -310,6 +346,6 @@ def test_weights_that_are_all_zero_bound_nothing(first):
     weight = nn.Parameter(torch.full((8,), first))
     optimizer = FusedSaLSa([weight])
     optimizer.step(lambda: (weight - 5.0).square().sum())
-    assert optimizer.param_groups[0]["first_move"] == pytest.approx(0.03 * first)
+    assert optimizer.param_groups[0]["first_move"] == pytest.approx(0.03 * first or -1.0)
     expected = optimizer.step_size if first == 0.0 else 0.03
     assert optimizer.applied_step_size == pytest.approx(expected)

@@ -142,16 +142,16 @@ def test_weights_of_zero_bound_nothing():
     found = LookBack(1.0, 1)
     for t in range(1, 5):
         found.search(t, 2.0 * t, at(0.0 if t == 1 else 1.0), at(1.0))
-        assert (found.a, found.b) == (2.0 * t, 0.0)
+        assert (found.a, found.b) == (2.0 * t, -1.0)
 
 
-def test_a_first_step_that_does_not_search_gives_no_bound():
+def test_the_first_step_that_searches_gives_the_bound():
     opt = optimizer([1.0], init_step_size=0.5)
     opt.groups[0]["lr"] = 0.0
     opt.step(given(1.0, 1.0), never)
     opt.groups[0]["lr"] = 1.0
     opt.step(given(1.0, 1.0), ACCEPTED)
-    assert (opt.steps, opt.looks.b, opt.looks.a) == (2, 0.0, 0.5)
+    assert (opt.steps, opt.looks.b, opt.looks.a) == (2, 0.03, 0.03)
 
 
 @pytest.mark.parametrize("losses, f0", [((9.0,), 1.0), ((NAN,), 1.0), ((0.0,), NAN)])
@@ -181,8 +181,14 @@ def test_windows_begin_at_the_tenth_step_and_at_the_end_of_the_one_before():
 def test_the_first_search_may_come_late():
     found = LookBack(1.0, 1)
     found.search(37, 0.5, at(3.0), at(1.0))
-    assert (found.a, found.b, found.t_b, found.t_e) == (1.0, 0.0, 37, 74)
-    assert found.longest == 1.0
+    assert (found.a, found.b, found.t_b, found.t_e) == (approx(0.09), approx(0.09), 37, 74)
+    assert found.longest == approx(0.09)
+
+
+def test_of_weights_next_to_zero_a_is_a_share_of_eta():
+    found = LookBack(1.0, 1)
+    found.search(1, 0.5, at(1e-9), at(1.0))
+    assert (found.b, found.a) == (approx(3e-11), 5e-5)
 
 
 # Looks

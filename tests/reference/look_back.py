@@ -1,7 +1,8 @@
 """Looking back: the step size that is applied, beside the one that the searches find.
 
 a      what a step applies, times lr, where the search would have eta
-b      bound of a on the first steps, a part of the weights' root mean square
+b      bound of a before the first window, a part of the weights' root mean square
+       (0: not known yet, -1: there is none)
 t      the step: 1, 2, ... as they are taken, skipped ones not counted
 t_b    the window's first step, t_e its last one (a search ends it, so it may last longer)
 w_a    the weights just before step t_b, or before a parameter's first step where that comes later
@@ -20,6 +21,7 @@ Array = np.ndarray
 
 FIRST_STEPS = 10  # of these a is eta, bounded by b; then the first window begins
 FIRST_MOVE = 0.03  # b, of the root mean square of the weights
+FIRST_SHARE = 1e-4  # of eta, however small b is
 LOOKS = 16  # in a window, on plain steps; every search looks as well
 UNSETTLED = 0.25  # of a window, before it changes a
 GRAIN = 1024  # r is a multiple of 1 / GRAIN
@@ -58,10 +60,11 @@ class LookBack:
 
     def search(self, t: int, eta: float, w: Sequence[Array], g: Sequence[Array | None]) -> None:
         """After a search that ended accepted or flat with eta, before the write."""
-        if t == 1:
-            self.b = FIRST_MOVE * (1.0 if self.relative else self._root_mean_square(w, g))
-        if t <= FIRST_STEPS:
-            self.a = min(eta, self.b) if self.b > 0 else eta
+        first = self.t_e == 0  # no window has begun
+        if first and self.b == 0:
+            self.b = FIRST_MOVE * (1.0 if self.relative else self._root_mean_square(w, g)) or -1.0
+        if first:
+            self.a = min(eta, max(self.b, FIRST_SHARE * eta)) if self.b > 0 else eta
         if self.t_e > 0:
             self.waiting.append(self._look(w, g))
             self.last_look = t
@@ -71,7 +74,7 @@ class LookBack:
         if t >= max(self.t_e, FIRST_STEPS):
             self._begin_window(t, w, g)
         self.a = min(self.a, MOST_ETAS * eta)
-        self.longest = self.a if t <= FIRST_STEPS else max(self.longest, self.a)
+        self.longest = self.a if first else max(self.longest, self.a)
 
     def enter_waiting(self) -> None:
         """At a search, or to save the state."""
