@@ -108,7 +108,10 @@ def _draw_losses(
     top = 1.3 * max(start for curve in curves for start in curve.mean[:1])
     finite = [start for start in starts if math.isfinite(start)]
     if finite:
-        axes.set_ylim(top=min(top, 1.05 * max(finite)))
+        high = min(top, 1.05 * max(finite))
+        low = min(loss for curve in curves for loss in curve.mean if math.isfinite(loss))
+        below = 0.8 * low if axes.get_yscale() == "log" else low - 0.05 * (high - low)
+        axes.set_ylim(below, high)
     if axes.get_yscale() == "log":
         _few_ticks(axes)
 
