@@ -269,7 +269,13 @@ class LineSearch:
         before = before._replace(first_move=self._first_move)
         if not self.settings.look_back:
             return before._replace(applied_step_size=self._after.step_size)
-        return look_back.searched(before, self.state.steps + 1, self.step_size, self.looks)
+        return look_back.searched(
+            before,
+            self.state.steps + 1,
+            self.step_size,
+            self.looks,
+            horizon_known=self.settings.total_steps is not None,
+        )
 
     @property
     def result(self) -> SearchResult:

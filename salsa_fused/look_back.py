@@ -19,7 +19,8 @@ applied step size ``a`` changes by the factor
 spread evenly over its searches after its first quarter, when the way is long enough to tell.  A
 window ends when the run is twice as long as at its beginning: steps 10 to 20, 20 to 40, ...  So the
 question looks as far back as the run is long, and steps that only overshoot shrink as one over the
-root of the number of steps, no faster.
+root of the number of steps, no faster.  Where the horizon is known (``total_steps``) it is what
+shortens steps at the end, and looking back only makes them longer.
 
 ``a`` is at most 38 times what the search finds: Adam with momentum 0.9 is stable for steps so much
 longer than those that SaLSa's c = 0.5 accepts along the gradient, 2 (1 + 0.9) / (1 - 0.9).
@@ -100,8 +101,16 @@ def looked(window: Window, looks: Sequence[float]) -> Window:
     return window._replace(looks_sum=total, looks_size=size)
 
 
-def searched(window: Window, step: int, found: float, looks: Sequence[float]) -> Window:
+def searched(
+    window: Window,
+    step: int,
+    found: float,
+    looks: Sequence[float],
+    *,
+    horizon_known: bool = False,
+) -> Window:
     """After a search that found this step size; ``looks`` since the last one, its own the last."""
+    shorter = 0.0 if horizon_known else SHORTER
     applied, first = window.applied_step_size, window.window_begin == 0
     if first:
         bounded = max(window.first_move, FIRST_SHARE * found)
@@ -113,7 +122,7 @@ def searched(window: Window, step: int, found: float, looks: Sequence[float]) ->
         share = (min(step, window.window_end) - since) / (window.window_end - settled)
         if share > 0.0:
             r = window.agreement
-            applied *= 2.0 ** (share * r * (LONGER if r > 0.0 else SHORTER))
+            applied *= 2.0 ** (share * r * (LONGER if r > 0.0 else shorter))
             window = window._replace(last_change=step)
         window = window._replace(last_look=step)
     if begins_at(window, step):

@@ -143,8 +143,9 @@ class FusedSaLSa(Optimizer):
             does.  ``None``: look back, but with ``direction="sgd"``, ``units="groups"`` and
             without a search, where it cannot be had.
         total_steps: the number of steps of the whole run, where it is known: what is applied then
-            falls linearly over the last half, to almost 0 in the last step.  No scheduler is
-            needed.  Later steps are as short as that one, and a warning says so.
+            falls linearly over the last half, to almost 0 in the last step, and looking back
+            shortens no step.  No scheduler is needed.  Later steps are as short as that one, and a
+            warning says so.
 
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,6 +28,13 @@ def after(looks, *, step=20, found=1.0, **state):
 )
 def test_a_window_changes_the_applied_step_size_by_its_agreement(looks, factor):
     assert after(looks).applied_step_size == pytest.approx(factor)
+
+
+def test_a_known_horizon_leaves_shortening_to_the_end():
+    window = Window(1.0, window_begin=10, window_end=20, last_look=10, last_change=10)
+    for look, factor in ((-1.0, 1.0), (1.0, 4.0)):
+        known = look_back.searched(window, 20, 1.0, [look], horizon_known=True)
+        assert known.applied_step_size == pytest.approx(factor)
 
 
 def test_the_change_is_spread_over_the_last_three_quarters():
@@ -192,11 +200,15 @@ def test_the_applied_step_size_is_what_moves_the_weights():
 
 
 def test_total_steps_takes_the_run_to_its_end():
-    known, open_ended = Noisy(total_steps=100), Noisy()
+    known = Noisy(total_steps=100)
+    sizes = []
     for number in range(50):
         known.step(number)
-        open_ended.step(number)
-        assert known.optimizer.applied_step_size == open_ended.optimizer.applied_step_size
+        sizes.append(known.optimizer.applied_step_size)
+        group = known.optimizer.param_groups[0]
+        assert sizes[-1] == group["applied_step_size"]  # the whole of it
+    bound = 38 * known.optimizer.step_size
+    assert all(b >= a or b == pytest.approx(bound) for a, b in pairwise(sizes[10:]))
     known.run(50, 100)
     group = known.optimizer.param_groups[0]
     assert known.optimizer.applied_step_size == pytest.approx(group["applied_step_size"] / 50)

@@ -42,6 +42,7 @@ class LookBack:
         self.w_a: list[Array | None] = [None] * tensors
         self.P = self.Q = 0.0
         self.waiting: list[float] = []  # looks of plain steps since the last search
+        self.shortens = True  # where total_steps is known, that does
         self.last_look = self.last_change = 0
         self.longest = 0.0
 
@@ -103,7 +104,8 @@ class LookBack:
         share = (min(t, self.t_e) - since) / (self.t_e - settled)
         if share > 0:
             r = round(self.P / self.Q * GRAIN) / GRAIN if self.Q != 0 else 0.0
-            self.a *= 2.0 ** (share * r * (UP if r > 0 else DOWN))
+            down = DOWN if self.shortens else 0.0
+            self.a *= 2.0 ** (share * r * (UP if r > 0 else down))
             self.last_change = t
 
     def _begin_window(self, t: int, w: Sequence[Array], g: Sequence[Array | None]) -> None:

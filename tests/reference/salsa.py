@@ -130,6 +130,7 @@ class ReferenceSaLSa:
         self.eta = init_step_size
         self.eta_accepted = init_step_size  # the last accepted one
         self.looks = LookBack(init_step_size, len(self.params))  # where look_back is True
+        self.looks.shortens = total_steps is None
         self.h = 0.0
         self.s = 0.0
         self.L = self.L_min
