@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import time
 import warnings
 from collections import Counter
@@ -24,6 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from bench import results
+from bench.amount import add_amount, check_amount
 from bench.devices import check_writable
 from bench.progress import progress_bars
 from bench.results import Curve, Results, Row
@@ -38,7 +38,7 @@ OPTIMIZER = "salsa_fused:FusedSaLSa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="default: %(default)s")
+    add_amount(parser, seeds=2)
     parser.add_argument(
         "--only", nargs="+", choices=list(SCRIPTS), metavar="NAME", help=f"of {', '.join(SCRIPTS)}"
     )
@@ -60,17 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without-own", action="store_true", help="leave out the scripts' own optimizers"
     )
     parser.add_argument(
-        "--work", type=float, default=1.0, metavar="X", help="X times the usual number of steps"
-    )
-    parser.add_argument(
         "--json", type=Path, default=OUT, metavar="FILE", help="default: %(default)s"
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
-    if arguments.seeds < 1 or not 0 < arguments.work < math.inf:
-        raise SystemExit("--seeds and --work: at least one seed, and some work")
+    check_amount(arguments)
     check_writable(arguments.json)
     name, make = swapped_optimizer(arguments.optimizer, arguments.settings)
     measured = Measured(arguments.seeds)

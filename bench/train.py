@@ -7,7 +7,6 @@ when it is through, so that a command that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from bench.amount import add_amount, check_amount
 from bench.collect import collect
 from bench.devices import add_device, check_writable, chosen_device
 from bench.hub import HUB
@@ -51,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--family", action="store_true", help="the papers' other systems, beside FusedSaLSa"
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--work", type=float, default=1.0, metavar="X", help="X times the usual number of steps"
-    )
+    add_amount(parser, seeds=3)
     parser.add_argument(
         "--again", action="store_true", help="measure anew what was measured before"
     )
@@ -67,8 +64,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     device = chosen_device(arguments.device)
     make_methods = _chosen(FAMILY if arguments.family else METHODS, arguments.optimizers)
-    if arguments.seeds < 1 or not 0 < arguments.work < math.inf:
-        raise SystemExit("--seeds and --work: at least one seed, and some work")
+    check_amount(arguments)
     file = arguments.json or (OUT_FAMILY if arguments.family else OUT)
     bench = "family" if arguments.family else "train"
     runner = Runner(device, console, Store(KEPT, device, again=arguments.again))

@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from . import look_back
 
 Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
 
-WARM_START_STEPS = 10  # every one of the first steps searches
+WARM_START_STEPS = look_back.FIRST_STEPS  # every one of them searches
 FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
 MAX_DOUBLINGS = 60  # enough to climb back from the smallest step size that is kept
 FLAT_ULPS = 8  # a difference of so many rounding errors of the loss teaches nothing
@@ -249,22 +250,22 @@ class LineSearch:
         if self.skipped:
             return after._replace(skipped_steps=after.skipped_steps + 1)
         taken = after._replace(steps=after.steps + 1, steps_since_search=0)
-        return taken._replace(**self._window()._asdict())
+        return taken._replace(**self._window._asdict())
 
     @property
     def applied_step_size(self) -> float:
         """What the step of this search applies, before the horizon's share (and ``lr``)."""
-        return self._window().applied_step_size
+        return self._window.applied_step_size
 
     @property
     def begins_window(self) -> bool:
         """Whether the weights before this step are where a new window begins."""
-        if self.skipped or not self.settings.look_back:
-            return False
-        before = look_back.Window.read_from(self.state._asdict())
-        return look_back.begins_at(before, self.state.steps + 1)
+        looks_back = self.settings.look_back and not self.skipped
+        return bool(looks_back) and self._window.window_begin == self.state.steps + 1
 
+    @cached_property
     def _window(self) -> look_back.Window:
+        """After this search, which has ended, and not skipped the step."""
         before = look_back.Window.read_from(self.state._asdict())
         before = before._replace(first_move=self._first_move)
         if not self.settings.look_back:

@@ -87,11 +87,6 @@ def look_is_due(numbers: Mapping[str, Any]) -> bool:
     return begin > 0 and waited * LOOKS >= end - begin
 
 
-def begins_at(window: Window, step: int) -> bool:
-    """Whether a search at this step begins a window."""
-    return step >= max(window.window_end, FIRST_STEPS)
-
-
 def looked(window: Window, looks: Sequence[float]) -> Window:
     """With these looks; those that are not finite are none."""
     total, size = window.looks_sum, window.looks_size
@@ -125,7 +120,7 @@ def searched(
             applied *= 2.0 ** (share * r * (LONGER if r > 0.0 else shorter))
             window = window._replace(last_change=step)
         window = window._replace(last_look=step)
-    if begins_at(window, step):
+    if step >= max(window.window_end, FIRST_STEPS):
         window = Window(
             applied_step_size=applied,
             window_begin=step,

@@ -179,10 +179,12 @@ class Table:
         So a state is complete from its first step on, as checkpoints expect it.
         """
         found = [launch for launch in self.launches if launch.new_moments]
+        if not found:  # on most steps
+            return False
         with torch.no_grad():
             for launch in found:
                 launch.prepare_window(state, newcomers_only=True)
-        return bool(found)
+        return True
 
     def begin_window(self, state: State) -> None:
         """Enter the weights before this step, of those that it stepped, into the state."""

@@ -32,7 +32,7 @@ MOST_ETAS = 38.0  # a is at most so many eta
 class LookBack:
     """The rule's numbers, and what a step makes of them. It knows nothing of groups or of lr."""
 
-    notes_newcomers = True  # between the beginnings of windows; SGD, without a state, does not
+    notes_newcomers = True  # between the beginnings of windows
     relative = False  # a step is a part of the weights: b is the same whatever their size
 
     def __init__(self, init_step_size: float, tensors: int) -> None:

@@ -16,7 +16,6 @@ class ReferenceSGD(ReferenceSaLSa):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.m, self.v, self.t = [], [], []
-        self.looks.notes_newcomers = False
 
     def _descent(self, i: int, gi: Array, group: dict[str, Any]) -> Array:
         return gi
