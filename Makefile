@@ -1,5 +1,6 @@
 # make demo    trains real models with FusedSaLSa beside Adam: progress, a table and a plot
 # make test    passes the tests, lint and types
+# make test-slow    passes the tests that `make test` leaves out
 # make bench   what a step costs and what training reaches, in less than half an hour
 # make bench-full    the same with everything and three seeds; hours, and goes on where it was stopped
 # make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench bench-full test-gpu sanitize fuzz lint clean
+.PHONY: help demo test test-slow bench bench-full test-gpu sanitize fuzz lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,8 +24,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m salsa_fused
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow" $(TWO_PROCESSES)
 	$(BIN)/python -m bench report --check
+
+TWO_PROCESSES := -n 2 --dist worksteal
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow $(TWO_PROCESSES)
 
 # Where the results go; what is there already is measured again, but for finished training runs.
 RESULTS := bench/results/local
@@ -67,12 +72,13 @@ sanitize: $(VENV)/.installed
 	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(abspath $(BIN))/python -m pytest -q --capture=sys \
-	  tests/test_kernels.py tests/test_changes.py tests/test_watch.py tests/test_trajectories.py
+	  tests/kernels/test_kernels.py tests/kernels/test_formulas.py tests/optimizer/test_changes.py \
+	  tests/kernels/test_watch.py tests/search/test_trajectories.py
 
 # Every property test with 10,000 cases instead of 200; hours.
 fuzz: $(VENV)/.installed
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q tests/test_kernels.py \
-	  tests/test_changes.py tests/test_triton.py
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q tests/kernels/test_kernels.py \
+	  tests/optimizer/test_changes.py tests/kernels/test_triton.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

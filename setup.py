@@ -24,12 +24,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("adam", "alignment", "chunks", "directions", "lamb", "storage")
+HEADERS = ("directions", "rows", "storage", "sums")
 SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",
-    ["csrc/cpu_kernels.cpp", "csrc/watch.cpp", "csrc/module.cpp"],
-    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", "csrc/watch.h", *SHARED],
+    ["csrc/columns.cpp", "csrc/cpu_kernels.cpp", "csrc/module.cpp"],
+    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", *SHARED],
     optional=True,
 )
 CUDA = Extension(
@@ -42,7 +42,7 @@ CUDA = Extension(
 # A100, A40, L4 and RTX 40, H100 and H200, B200, RTX 50; nvcc leaves out those it does not know
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
-# No -ffast-math: the same bits on every machine are worth more (see csrc/adam.h).
+# No -ffast-math: the same bits on every machine are worth more (see csrc/directions.h).
 CXX_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     "-DNDEBUG",  # asserts of included headers would put this machine's paths into the binary

@@ -1,56 +1,94 @@
-"""`python -m bench COMMAND` runs the module of this package with that name.
-
-A command's module offers `add_arguments(parser)` and `main(arguments)`, which returns the exit
-code.
-"""
+"""`python -m bench COMMAND` calls the function of that name with its options, which stand here."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from pathlib import Path
+from typing import Any
 
 from bench.sets.fetch import DataError
 
+LOCAL = "bench/results/local"
+# The module, what the command does, and its options with their defaults.
 COMMANDS = {
-    "demo": "train two small models with FusedSaLSa and with Adam, for the same work",
-    "data": "fetch all data and the other optimizers, once; the rest then needs no network",
-    "train": "what training reaches, beside tuned AdamW and learning-rate-free optimizers",
-    "swapin": "train loops as people write them, with their optimizer and with FusedSaLSa",
-    "step": "time whole training steps on real architectures, beside AdamW and others",
-    "memory": "peak memory of a training step, beside AdamW's and others'",
-    "kernels": "time the three kernels beside a copy and torch's Adam",
-    "host": "time what a plain step costs the host, beside torch's fused Adam",
-    "compiled": "what Triton compiles the kernels to: registers, spills, wide accesses",
-    "report": "make plots and tables, those of README.md too, from the results",
-}
+    "demo": ("train", "train two small models with FusedSaLSa and with Adam, for the same work",
+             "--seeds=3 --device --out=bench/results/demo --json"),
+    "data": ("data", "fetch all data and the other optimizers into bench/.data, once; the rest "
+             "then needs no network", ""),
+    "train": ("train", "what training reaches, beside tuned AdamW and learning-rate-free "
+              "optimizers", "--device --data --without --optimizers --family --seeds=3 --work=1 "
+              "--again --json"),
+    "swapin": ("swapin", "train loops as people write them, with their optimizer and with "
+               "FusedSaLSa", "--seeds=2 --work=1 --only --settings={} "
+               f"--optimizer=salsa_fused:FusedSaLSa --without-own --json={LOCAL}/swapin.json"),
+    "step": ("steps", "time whole training steps on real architectures, beside AdamW and others",
+             f"--device --rounds=10 --json={LOCAL}/step.json"),
+    "memory": ("steps", "peak memory of a training step, beside AdamW's and others'",
+               f"--device --json={LOCAL}/memory.json"),
+    "kernels": ("kernels", "time the three kernels beside a copy and torch's Adam",
+                f"--device=cpu --backends --threads --rounds=40 --json={LOCAL}/kernels.json"),
+    "host": ("host", "time what a plain step costs the host, beside torch's fused Adam",
+             f"--device=cpu --rounds=400 --json={LOCAL}/host.json"),
+    "report": ("report", "make plots and tables, those of README.md too, from the results",
+               "--folder --check"),
+}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--device": {"choices": ("cpu", "cuda"), "help": "a GPU where there is one, if not said"},
+    "--json": {"type": Path, "metavar": "FILE",
+               "help": f"the results; where nothing else is said in {LOCAL}, or in DIR"},
+    "--seeds": {"type": int, "metavar": "N", "help": "runs of each optimizer on each problem"},
+    "--work": {"type": float, "metavar": "X", "help": "X times the usual number of steps"},
+    "--rounds": {"type": int, "metavar": "N", "help": "how often everything is timed"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "what to write into"},
+    "--data": {"nargs": "+", "metavar": "CASE",
+               "help": "problems, as bench/README.md names them (default: all but the hub's)"},
+    "--without": {"nargs": "+", "metavar": "CASE", "default": [], "help": "not these"},
+    "--optimizers": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all)"},
+    "--family": {"action": "store_true", "help": "the papers' other systems, beside FusedSaLSa"},
+    "--again": {"action": "store_true", "help": "measure anew what was measured before"},
+    "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the scripts"},
+    "--settings": {"type": json.loads, "metavar": "JSON",
+                   "help": """keyword arguments for the swapped optimizer: '{"lr": 0.5}'"""},
+    "--optimizer": {"metavar": "MODULE:NAME", "help": "what to swap in: built with (params, "
+                    "module=..., max_grad_norm=...), and only step(closure) is called"},
+    "--without-own": {"action": "store_true", "help": "leave out the scripts' own optimizers"},
+    "--backends": {"nargs": "+", "choices": ("triton", "native", "reference"),
+                   "default": ["triton", "native"], "help": "on a GPU"},
+    "--threads": {"nargs": "+", "type": int, "metavar": "N",
+                  "help": "numbers of threads, on a CPU (default: one, and all)"},
+    "--folder": {"type": Path, "metavar": "DIR", "help": "only this folder's page and plots"},
+    "--check": {"action": "store_true", "help": "write nothing; exit 1 if it differs"},
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
+    for name, (module, summary, options) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name in arguments[:1]:  # no other command's imports are needed
-            module = _load(name)
-            module.add_arguments(command)
-    options = parser.parse_args(arguments)
+            try:
+                found = importlib.import_module(f"bench.{module}")
+            except ModuleNotFoundError as missing:
+                sys.exit(f"{name}: {missing}. The benchmarks need: pip install -e '.[bench]'")
+            for option in options.split():
+                flag, _, default = option.partition("=")
+                how = dict(OPTIONS[flag])
+                if default:  # it is read as if it had been typed
+                    how |= {"default": default, "help": f"{how['help']} (default: %(default)s)"}
+                command.add_argument(flag, **how)
+    chosen = parser.parse_args(arguments)
     try:
-        return module.main(options)
+        return getattr(found, chosen.command)(chosen)
     except DataError as error:
-        sys.exit(f"{options.command}: {error}")
+        sys.exit(f"{chosen.command}: {error}")
     except KeyboardInterrupt:
-        print(f"\n{options.command}: stopped; finished training runs are kept", file=sys.stderr)
+        print(f"\n{chosen.command}: stopped; finished training runs are kept", file=sys.stderr)
         return 130
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"bench.{name}")
-    except ModuleNotFoundError as missing:
-        sys.exit(f"{name}: {missing}. The benchmarks need: pip install -e '.[bench]'")
 
 
 if __name__ == "__main__":

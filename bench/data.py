@@ -9,19 +9,13 @@ import argparse
 import sys
 
 from bench import peers
-from bench.problems.digits import few_recipe
-from bench.problems.plays import continued_recipe
+from bench.problems import BEFORE, weights_before
 from bench.sets.fetch import CACHE, DataError, fetch, shown
-from bench.sets.plays import PLAYS
-from bench.sets.pretrained import pretrained
 from bench.sets.reviews import prepared
+from bench.sets.text import PLAYS
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"{parser.description} ({shown(CACHE)}/)"
-
-
-def main(arguments: argparse.Namespace) -> int:
+def data(arguments: argparse.Namespace) -> int:
     """Fetch and train what can be had; the exit code is 1 where anything is missing."""
     missing = []
     for get in (lambda: fetch(PLAYS), prepared, trained):
@@ -39,5 +33,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 def trained() -> None:
     """The weights that problems go on from."""
-    for recipe in (few_recipe(), continued_recipe()):
-        pretrained(recipe)
+    for case in BEFORE:
+        weights_before(case)

@@ -1,29 +1,31 @@
 """The papers' own data sets, from the hub, by the usual libraries (`datasets`, `transformers`).
 
-GLUE's SST-2 and MRPC fine-tune a pretrained BERT-base; CIFAR-10 trains a ResNet-34.  Both have the
-batch sizes of arXiv 2407.20650.  A machine that reaches no hub gets a message that says so.
+GLUE's SST-2 and MRPC fine-tune a pretrained BERT-base; CIFAR-10 trains a ResNet-34. Both have the
+batch sizes of arXiv 2407.20650. A machine that reaches no hub gets a message that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.models import parameter_count
-from bench.models.bert import BASE, PADDING, Bert, BertClassifier
-from bench.models.resnet import resnet34
-from bench.sets.batches import Batch, in_parts, on, shuffled
+from bench.networks import classifying_bert, resnet
+from bench.problems import Make, made, of_rows
+from bench.sets.batches import Batch
 from bench.sets.fetch import DataError
 from bench.sets.reviews import trimmed
 from bench.training import Problem
 
 GLUE_BATCH, GLUE_EPOCHS, GLUE_LONGEST = 32, 5, 256
 CIFAR_BATCH, CIFAR_EPOCHS = 128, 100
-SAMPLE = 1024  # rows of the training set that are evaluated
 BERT = "google-bert/bert-base-uncased"
+of_hub = partial(of_rows, sampled=1024, checkpoints=20)
 
 
 def _load(*name: str) -> Any:
@@ -33,7 +35,7 @@ def _load(*name: str) -> Any:
 
         return load_dataset(*name)
     except ImportError as missing:
-        raise DataError(f"{'/'.join(name)}: {missing}. pip install datasets transformers") from None
+        raise DataError(f"{'/'.join(name)}: {missing}. pip install datasets") from None
     except Exception as error:  # as many as there are ways not to reach a hub
         raise DataError(
             f"{'/'.join(name)}: the hub could not be reached ({type(error).__name__}: {error}). "
@@ -41,121 +43,79 @@ def _load(*name: str) -> Any:
         ) from None
 
 
-def sst2(device: torch.device, plain_steps: int | None = None) -> Problem:
-    return _glue(device, plain_steps, "sst2", "BERT-base on SST-2", ("sentence",))
-
-
-def mrpc(device: torch.device, plain_steps: int | None = None) -> Problem:
-    return _glue(device, plain_steps, "mrpc", "BERT-base on MRPC", ("sentence1", "sentence2"))
-
-
-def _glue(
-    device: torch.device, plain_steps: int | None, task: str, title: str, columns: tuple[str, ...]
-) -> Problem:
-    splits = _load("nyu-mll/glue", task)
-    tokenizer, weights = _pretrained()
+def glue(device: torch.device, *, name: str, title: str, columns: tuple[str, ...]) -> Problem:
+    splits = _load("nyu-mll/glue", name)
+    tokenizer, pretrained = _pretrained()
 
     def batch_of(split: Any) -> Batch:
         rows = [list(split[column]) for column in columns]
         tokens = tokenizer(*rows, truncation=True, max_length=GLUE_LONGEST, padding="max_length")
         return Batch(torch.tensor(tokens["input_ids"]), torch.tensor(list(split["label"])))
 
-    train, validation = batch_of(splits["train"]), batch_of(splits["validation"])
-    steps = plain_steps or GLUE_EPOCHS * (len(train.targets) // GLUE_BATCH)
-
     def model() -> nn.Module:
-        bert = Bert(BASE)
-        bert.load_state_dict(weights)
-        return BertClassifier(bert, classes=2)
+        network = classifying_bert(pretrained.config)
+        network.model.bert.load_state_dict(pretrained.state_dict())
+        return network
 
-    def batches(generator: torch.Generator) -> Iterator[Batch]:
-        return map(trimmed, shuffled(train, GLUE_BATCH, generator))
-
-    def fixed(part: Batch) -> list[Batch]:
-        return [on(device, trimmed(batch)) for batch in in_parts(part, 128)]
-
-    return Problem(
-        case=task,
-        title=title,
-        description=(
-            f"{parameter_count(model()):,} parameters, pretrained, dropout; "
-            f"{len(train.targets):,} rows, batch {GLUE_BATCH}"
-        ),
-        evaluated_on=f"{SAMPLE} rows, and all of the validation set",
-        model=model,
-        batches=batches,
-        train_sample=fixed(Batch(train.inputs[:SAMPLE], train.targets[:SAMPLE])),
-        validation_sample=fixed(validation),
-        plain_steps=steps,
-        checkpoints=20,
-    )
+    train, validation = batch_of(splits["train"]), batch_of(splits["validation"])
+    return of_hub(
+        device, steps=GLUE_EPOCHS * (len(train.targets) // GLUE_BATCH), title=title, what="rows",
+        has="pretrained, dropout", model=model, parts=lambda: (train, validation),
+        batch=GLUE_BATCH, size=128, change=trimmed,
+    )  # fmt: skip
 
 
-def _pretrained() -> tuple[Any, dict[str, Tensor]]:
-    """BERT's tokenizer, and its weights under the names that our own BERT has, too."""
-    try:
-        from transformers import AutoTokenizer, BertModel
-    except ImportError as missing:
-        raise DataError(f"{BERT}: {missing}. pip install datasets transformers") from None
-    model = BertModel.from_pretrained(BERT)
-    weights = {name: w for name, w in model.state_dict().items() if w.is_floating_point()}
-    tokenizer = AutoTokenizer.from_pretrained(BERT)
-    assert tokenizer.pad_token_id == PADDING
-    return tokenizer, weights
+def _pretrained() -> tuple[Any, Any]:
+    """BERT's tokenizer, which pads with 0, and BERT."""
+    from transformers import AutoTokenizer, BertModel
+
+    return AutoTokenizer.from_pretrained(BERT), BertModel.from_pretrained(BERT)
 
 
-def cifar10(device: torch.device, plain_steps: int | None = None) -> Problem:
+def cifar10(device: torch.device) -> Problem:
     """A ResNet-34; random crops and flips, as everybody does it."""
     splits = _load("uoft-cs/cifar10")
     train, validation = (_images(splits[name]) for name in ("train", "test"))
-    steps = plain_steps or CIFAR_EPOCHS * (len(train.targets) // CIFAR_BATCH)
-
-    def batches(generator: torch.Generator) -> Iterator[Batch]:
-        for images, labels in shuffled(train, CIFAR_BATCH, generator):
-            yield Batch(augmented(images, generator), labels)
-
-    def fixed(part: Batch) -> list[Batch]:
-        return [on(device, batch) for batch in in_parts(part, 500)]
-
-    return Problem(
-        case="cifar10",
-        title="ResNet-34 on CIFAR-10",
-        description=(
-            f"{parameter_count(resnet34(10, cifar=True)):,} parameters, BatchNorm; "
-            f"{len(train.targets):,} images, batch {CIFAR_BATCH}"
-        ),
-        evaluated_on=f"{SAMPLE} images, and all of the test set",
-        model=lambda: resnet34(10, cifar=True),
-        batches=batches,
-        train_sample=fixed(Batch(train.inputs[:SAMPLE], train.targets[:SAMPLE])),
-        validation_sample=fixed(validation),
-        plain_steps=steps,
-        checkpoints=20,
-        log_loss=True,
+    problem = of_hub(
+        device, steps=CIFAR_EPOCHS * (len(train.targets) // CIFAR_BATCH), has="BatchNorm",
+        title="ResNet-34 on CIFAR-10", model=lambda: resnet(34, 10, cifar=True), log_loss=True,
+        parts=lambda: (train, validation), batch=CIFAR_BATCH, size=500,
+    )  # fmt: skip
+    return replace(
+        problem,
+        batches=lambda generator: map(partial(augmented, generator), problem.batches(generator)),
     )
 
 
 def _images(split: Any) -> Batch:
     """As fp32 with the data set's mean and deviation taken out."""
-    import numpy as np
-
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
     mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255
-    images = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+    images = torch.tensor(pixels).float() / 255
+    images = ((images - torch.tensor(mean)) / torch.tensor(deviation)).permute(0, 3, 1, 2)
     return Batch(images, torch.tensor(list(split["label"])))
 
 
-def augmented(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:
+def augmented(generator: torch.Generator, batch: Batch, margin: int = 4) -> Batch:
     """Every image shifted by up to `margin` pixels, and every second one flipped."""
-    count, _, height, width = images.shape
-    padded = nn.functional.pad(images, [margin] * 4)
+    count, _, height, width = batch.inputs.shape
+    padded = nn.functional.pad(batch.inputs, [margin] * 4)
     top, left = torch.randint(2 * margin + 1, (2, count, 1), generator=generator)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     flip = torch.rand(count, 1, generator=generator) < 0.5
     columns = torch.where(flip, columns.flip(1), columns)
     which = torch.arange(count)[:, None, None]
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return Batch(images, batch.targets)
 
 
-HUB: dict[str, Callable[..., Problem]] = {"sst2": sst2, "mrpc": mrpc, "cifar10": cifar10}
+MAKE: dict[str, Make] = {
+    "sst2": partial(glue, name="sst2", title="BERT-base on SST-2", columns=("sentence",)),
+    "mrpc": partial(
+        glue, name="mrpc", title="BERT-base on MRPC", columns=("sentence1", "sentence2")
+    ),
+    "cifar10": cifar10,
+}
+HUB: dict[str, Callable[..., Problem]] = {
+    name: partial(made, name, make) for name, make in MAKE.items()
+}

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 
+from bench.results import version
 from bench.sets.fetch import CACHE, pip, shown
 
 FOLDER = CACHE / "peers"
-# The module that is imported, and what pip is asked for.
-PEERS = {
+PEERS = {  # the module that is imported, and what pip is asked for
     "salsa.SaLSA": "SaLSa-Optimizer==0.1.0",
     "prodigyopt": "prodigyopt==1.1.2",
     "dadaptation": "dadaptation==3.2",
@@ -40,31 +38,26 @@ def peer(module: str) -> ModuleType:
         raise MissingPeer(f"{PEERS[module]} is missing ({error}): python -m bench data") from None
 
 
-def version(module: str) -> str | None:
-    """The version of a peer that is there, else None."""
-    try:
-        peer(module)
-        return metadata.version(PEERS[module].partition("==")[0])
-    except (MissingPeer, metadata.PackageNotFoundError):
-        return None
-
-
 def versions() -> dict[str, str | None]:
-    """Of all peers; None for one that is missing."""
-    return {
-        requirement.partition("==")[0]: version(module) for module, requirement in PEERS.items()
-    }
+    """The versions of all peers; None for one that is missing."""
+    found: dict[str, str | None] = {}
+    for module, requirement in PEERS.items():
+        name = requirement.partition("==")[0]
+        try:
+            peer(module)
+            found[name] = version(name)
+        except MissingPeer:
+            found[name] = None
+    return found
 
 
-def fetch_peers(folder: Path = FOLDER) -> dict[str, str]:
-    """Install all peers into `folder`; what failed, and why."""
-    failed = {}
+def fetch_peers() -> dict[str, str]:
+    """Install all peers into the folder; return what failed, and why."""
+    failed: dict[str, str] = {}
     for requirement in PEERS.values():
         name, _, number = requirement.partition("==")
-        if (folder / f"{name.replace('-', '_')}-{number}.dist-info").exists():
-            continue
-        print(f"Installing the peer {requirement} into {shown(folder)}/.", flush=True)
-        said = pip("install", "--no-deps", "--target", str(folder), requirement)
-        if said is not None:
-            failed[requirement] = said
+        if not (FOLDER / f"{name.replace('-', '_')}-{number}.dist-info").exists():
+            print(f"Installing the peer {requirement} into {shown(FOLDER)}/.", flush=True)
+            said = pip("install", "--no-deps", "--target", str(FOLDER), requirement)
+            failed |= {requirement: said} if said is not None else {}
     return failed

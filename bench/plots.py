@@ -1,102 +1,165 @@
-"""The demo's figure, drawn from the data of a results file and from nothing else."""
+"""Every figure of the benchmarks, drawn from a results file and from nothing else."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bench.results import Curve, Results
+from bench.results import UNIT_SIZE, Curve, Results
 
-# Two colours of Okabe and Ito's palette, which colour-blind readers can tell apart; the dashes
-# are for readers of black and white.
-STYLES: dict[str, dict[str, Any]] = {
-    "FusedSaLSa": {"color": "#D55E00", "linestyle": "solid", "zorder": 3},
-    "Adam": {"color": "#0072B2", "linestyle": (0, (5, 1.5)), "zorder": 2},
-}
-
-LOOK: dict[str, Any] = {
-    "font.size": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.01,
-    "figure.titlesize": 14,
-    "figure.titleweight": "bold",
-    "grid.color": "#e4e4e4",
-    "lines.linewidth": 2.0,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "salsa_fused",  # the same data gives the same file
-}
+LOOK = Path(__file__).with_name("look.mplstyle")
+FAMILY_SHOWS = "reviews-minilm"
+# What the curves of losses run over, and how an axis calls it.
+WORK, SECONDS = "plain steps of work", "s"
+LABELS = {WORK: "work (1 = one forward and one backward)", SECONDS: "seconds"}
 
 
-def draw_demo(results: Results, folder: Path) -> list[Path]:
-    """`demo.png` and `demo.svg`: for each problem, loss over work and step size over steps."""
-    cases: dict[str, str] = results.settings["cases"]
+@contextmanager
+def figure(
+    path: Path, rows: int, columns: int, size: tuple[float, float], title: str = "", **how: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Give a figure of `rows` times `columns` panels to draw in, and save it as PNG afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with context(LOOK):
-        layout = ConstrainedLayoutEngine(h_pad=0.1)
-        figure = Figure(figsize=(12, 0.6 + 3.6 * len(cases)), layout=layout)
-        figure.suptitle(_title(results), x=0.01, ha="left")
-        panels = figure.subplots(len(cases), 2, squeeze=False, width_ratios=(3, 2))
-        for (case, title), (losses, sizes) in zip(cases.items(), panels, strict=True):
-            _draw_losses(losses, results, case, title)
-            _draw_step_sizes(sizes, results, case, title)
-        panels[0, 0].legend(loc="upper right")
-        return save(figure, folder, "demo")
+        drawn = Figure(figsize=size, layout="constrained")
+        if title:
+            drawn.suptitle(title, x=0.01, ha="left")
+        panels = list(drawn.subplots(rows, columns, squeeze=False, **how).flat)
+        yield drawn, panels
+        for axes in panels:
+            if not axes.has_data():
+                axes.set_axis_off()
+        drawn.savefig(path)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """As PNG and as SVG; the same figure gives the same files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, dpi=100)
-    figure.savefig(svg, metadata={"Date": None})
-    return [png, svg]
-
-
-def _title(results: Results) -> str:
-    names, seeds = " and ".join(results.settings["optimizers"]), results.settings["seeds"]
-    return f"{names}, the same work: mean and range of {seeds} seeds"
-
-
-def _draw_losses(axes: Axes, results: Results, case: str, title: str) -> None:
-    curves = list(results.curves_of(case, "train_loss", "plain steps of work"))
+def draw_curves(
+    axes: Axes, results: Results, case: str, quantity: str, unit: str | None = None
+) -> list[Curve]:
+    """Draw the mean of every optimizer, the first one on top; of two also the seeds' extremes."""
+    names, curves = list(results.settings["optimizers"]), [*results.curves_of(case, quantity, unit)]
+    styles: dict[str, Any] = dict(zip(names, rcParams["axes.prop_cycle"]))
+    styles[names[0]] |= {"linewidth": 2.6, "zorder": 3}
     for curve in curves:
-        how = results.settings["optimizers"][curve.optimizer]
-        draw_curve(axes, curve, STYLES[curve.optimizer], f"{curve.optimizer} ({how})")
-    if case in results.settings["log_loss"]:
-        axes.set_yscale("log")
-    else:  # the first loss, of the untrained model, would squeeze all others
-        axes.set_ylim(top=max(curve.high[min(1, len(curve.high) - 1)] for curve in curves))
-    axes.set_title(f"{title}: training loss (nats)")
-    axes.set_xlabel("work (1 = one forward and one backward)")
+        style = styles[curve.optimizer]
+        axes.plot(curve.x, curve.mean, label=curve.optimizer, **style)
+        if len(names) == 2:
+            axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.18)
+    return curves
 
 
-def _draw_step_sizes(axes: Axes, results: Results, case: str, title: str) -> None:
-    for curve in results.curves_of(case, "step_size"):
-        draw_curve(axes, curve, STYLES[curve.optimizer])
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(f"{title}: step size")
-    axes.set_xlabel("step")
+def draw_losses(axes: Axes, results: Results, case: str, unit: str = WORK) -> None:
+    curves = draw_curves(axes, results, case, "train_loss", unit)
+    log = case in results.settings["log_loss"]
+    axes.set_yscale("log" if log else "linear")
+    # The untrained model's loss, or one that diverged, would squeeze all others.
+    starts = [curve.mean[min(1, len(curve.mean) - 1)] for curve in curves]
+    if finite := [start for start in starts if math.isfinite(start)]:
+        high = min(1.3 * max(curve.mean[0] for curve in curves), 1.05 * max(finite))
+        low = min(loss for curve in curves for loss in curve.mean if math.isfinite(loss))
+        axes.set_ylim(0.8 * low if log else low - 0.05 * (high - low), high)
 
 
-def draw_curve(
-    axes: Axes, curve: Curve, style: dict[str, Any], label: str | None = None, *, band: bool = True
-) -> None:
-    """The mean as a line, the extremes of the seeds as a band."""
-    axes.plot(curve.x, curve.mean, label=label, **style)
-    if band:
-        shade = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-        axes.fill_between(curve.x, curve.low, curve.high, **shade)
+def draw_demo(results: Results, path: Path) -> None:
+    """For each problem, loss over work and step size over steps."""
+    cases, how = results.settings["cases"], results.settings["optimizers"]
+    seeds = results.settings["seeds"]
+    title = f"{' and '.join(how)}, the same work: mean and range of {seeds} seeds"
+    size = (12, 0.6 + 3.6 * len(cases))
+    with figure(path, len(cases), 2, size, title, width_ratios=(3, 2)) as (_, panels):
+        for case, losses, sizes in zip(cases, panels[::2], panels[1::2]):
+            draw_losses(losses, results, case)
+            draw_curves(sizes, results, case, "step_size")
+            _name(losses, sizes, cases[case], "step size")
+        lines, names = panels[0].get_legend_handles_labels()
+        panels[0].legend(lines, [f"{name} ({how[name]})" for name in names], loc="upper right")
+
+
+def draw_family(results: Results, path: Path) -> None:
+    """The fine-tuned transformer's loss (or the last problem's), and PLASLS's step sizes there."""
+    cases = results.settings["cases"]
+    case = FAMILY_SHOWS if FAMILY_SHOWS in cases else list(cases)[-1]
+    own = [c for c in results.curves if c.case == case and c.quantity.startswith(UNIT_SIZE)]
+    with figure(path, 1, 2, (12, 4.8)) as (_, (losses, sizes)):
+        draw_losses(losses, results, case)
+        # from the input (dark) to the head (light)
+        colors = colormaps["viridis"].resampled(len(own) + 1).colors  # type: ignore[attr-defined]
+        for one, color in zip(own, colors):
+            label = one.quantity.removeprefix(UNIT_SIZE)
+            sizes.plot(one.x, one.mean, label=label, color=color, linestyle="-")
+        _name(losses, sizes, cases[case], "PLASLS's step sizes")
+        losses.legend()
+        if own:
+            sizes.legend(fontsize=9, ncols=2)
+
+
+def _name(losses: Axes, sizes: Axes, title: str, shown: str) -> None:
+    losses.set(title=f"{title}: training loss (nats)", xlabel=LABELS[WORK])
+    sizes.set(yscale="log", title=f"{title}: {shown}", xlabel="step")
+
+
+def draw_train(results: Results, path: Path, unit: str = WORK) -> None:
+    """A panel per problem, and one legend for all."""
+    cases, seeds = results.settings["cases"], results.settings["seeds"]
+    columns = min(4, len(cases))
+    rows = -(-len(cases) // columns)
+    size = (3.6 * max(columns, 2), 1.6 + 2.7 * rows)
+    title = f"Training loss over {LABELS[unit]}, the same work for all"
+    title += f"; mean of {seeds} seeds" if seeds > 1 else ""
+    with figure(path, rows, columns, size, title) as (whole, panels):
+        found: dict[str, Any] = {}  # an optimizer may be missing in some panels
+        for (case, shown), axes in zip(cases.items(), panels):
+            draw_losses(axes, results, case, unit)
+            axes.set_title(shown)
+            found = {**dict(zip(*axes.get_legend_handles_labels()[::-1])), **found}
+        ncols = min(6, columns + 2)
+        whole.legend(found.values(), found, loc="outside lower center", ncols=ncols)
+
+
+def draw_step(results: Results, path: Path) -> None:
+    """Times relative to fused AdamW's; kinds of steps ("NAME: kind") are left to the table."""
+    cases = results.settings["cases"]
+    count = (len(cases) + 1) // 2
+    title = "A whole training step, time relative to AdamW (fused)"
+    with figure(path, count, 2, (12, 1.0 + 2.9 * count), title) as (_, panels):
+        for axes, (case, shown) in zip(panels, cases.items()):
+            found = results.rows_of(case, "to_fused")
+            rows = [row for name, row in found.items() if ":" not in name][::-1]
+            spread = [[r.median - r.low for r in rows], [r.high - r.median for r in rows]]
+            ours = [row.optimizer.startswith("FusedSaLSa") for row in rows]
+            bars = axes.barh(
+                [row.optimizer for row in rows], [row.median for row in rows], xerr=spread,
+                color=["#D55E00" if own else "#7f9fb8" for own in ours], ecolor="#555555",
+            )  # fmt: skip
+            axes.bar_label(bars, fmt="%.2f", label_type="center", color="white", weight="bold")
+            axes.axvline(1.0, color="#333333", linewidth=1)
+            axes.grid(axis="y", visible=False)
+            axes.set_title(shown.partition(",")[0])
+
+
+# The name of every picture: of which results it is, and what draws it.
+PICTURES: dict[str, tuple[str, Callable[[Results, Path], None]]] = {
+    "demo": ("demo", draw_demo),
+    "train": ("train", draw_train),
+    "train_seconds": ("train", partial(draw_train, unit=SECONDS)),
+    "family": ("family", draw_family),
+    "step": ("step", draw_step),
+}
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the plots of a folder; return their paths."""
+    drawn = []
+    for name, (bench, make) in PICTURES.items():
+        if (file := folder / f"{bench}.json").exists():
+            drawn.append(folder / f"{name}.png")
+            make(Results.read(file), drawn[-1])
+    return drawn

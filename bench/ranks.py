@@ -1,39 +1,36 @@
-"""Where each optimizer stands over all problems: ranks, and its losses over a reference's."""
+"""All problems in one table: ranks, and each optimizer's losses relative to a reference's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
-from bench.results import Results, Row
+from bench.results import Results
+from bench.tables import DASH, Cell, Section, Table, caption, show_number
 
 REFERENCE = "AdamW, tuned"
 FLOOR = 1e-12  # smaller losses count as this one: below it they are rounding
 CAP = 1e3  # larger ratios, and losses that are not finite, count as this one in a geometric mean
+HEADS = ("", "optimizer")
+COLUMNS = (
+    "training\nmean rank", "training\nratio", "training\nworst",
+    "validation\nmean rank", "validation\nratio", "runs to\ntune",
+)  # fmt: skip
+LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Of one optimizer, by one loss; problems that it was left out of are in none of it."""
+class Standing(NamedTuple):
+    """One optimizer by one loss; problems that it was left out of are in none of the fields."""
 
     ranks: dict[str, float]  # of every case, 1 is the best
+    mean_rank: float
     ratios: dict[str, float]  # of every case: its mean over the seeds to the reference's mean
-    by_seed: tuple[float, ...]  # for every seed, the geometric mean over the cases
-
-    @property
-    def mean_rank(self) -> float:
-        return fmean(self.ranks.values()) if self.ranks else math.nan
-
-    @property
-    def ratio(self) -> float:
-        return geometric_mean(self.ratios.values())
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The case and the ratio."""
-        return max(self.ratios.items(), key=lambda item: item[1], default=("", math.nan))
+    ratio: float  # their geometric mean
+    by_seed: list[float]  # the same for every seed
+    worst: tuple[str, float]  # the case and the ratio
 
 
 def reference(results: Results) -> str:
@@ -43,34 +40,39 @@ def reference(results: Results) -> str:
 
 
 def standings(results: Results, metric: str) -> dict[str, Standing]:
-    """Of all optimizers, by "train_loss" or "validation_loss"."""
-    rows = {(row.case, row.optimizer): row for row in results.rows if row.metric == metric}
-    return {name: _standing(results, rows, name) for name in results.settings["optimizers"]}
+    """Compare all optimizers by "train_loss" or "validation_loss"."""
+    return {name: _standing(results, metric, name) for name in results.settings["optimizers"]}
 
 
-def _standing(results: Results, rows: dict[tuple[str, str], Row], name: str) -> Standing:
+def _standing(results: Results, metric: str, name: str) -> Standing:
     ranks, ratios, by_seed = {}, {}, []
     for case in results.settings["cases"]:
-        own, base = rows.get((case, name)), rows.get((case, reference(results)))
-        if own is None:
-            continue
-        ranks[case] = rank(own.mean, [row.mean for (of, _), row in rows.items() if of == case])
-        if base is not None and math.isfinite(base.mean):
+        rows = results.rows_of(case, metric)
+        own, base = rows.get(name), rows.get(reference(results))
+        if own is not None:
+            ranks[case] = rank(own.mean, [row.mean for row in rows.values()])
+        if own is not None and base is not None and math.isfinite(base.mean):
             ratios[case] = ratio(own.mean, base.mean)
             by_seed.append([ratio(value, base.mean) for value in own.values])
-    return Standing(ranks, ratios, tuple(geometric_mean(seed) for seed in zip(*by_seed)))
+    mean_rank = fmean(ranks.values()) if ranks else math.nan
+    seeds = [geometric_mean(seed) for seed in zip(*by_seed)]
+    worst = max(ratios.items(), key=lambda item: item[1], default=("", math.nan))
+    return Standing(ranks, mean_rank, ratios, geometric_mean(ratios.values()), seeds, worst)
+
+
+def or_infinite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
 
 
 def rank(loss: float, losses: Iterable[float]) -> float:
     """Its place among `losses`, of which it is one; equal ones share the mean of their places."""
-    order = sorted(map(_or_infinite, losses))
-    first, equal = order.index(_or_infinite(loss)), order.count(_or_infinite(loss))
-    return first + (equal + 1) / 2
+    own, others = or_infinite(loss), [or_infinite(other) for other in losses]
+    return sum(other < own for other in others) + (others.count(own) + 1) / 2
 
 
 def ratio(loss: float, base: float) -> float:
     """Infinite where the loss is not finite."""
-    return max(_or_infinite(loss), FLOOR) / max(base, FLOOR)
+    return max(or_infinite(loss), FLOOR) / max(base, FLOOR)
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
@@ -78,5 +80,66 @@ def geometric_mean(ratios: Iterable[float]) -> float:
     return math.exp(fmean(logs)) if logs else math.nan
 
 
-def _or_infinite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def summary_table(results: Results) -> Table:
+    """A line per optimizer: mean ranks, geometric means of the ratios, and the worst of them."""
+    training, validation = (standings(results, metric) for metric in LOSSES)
+    rows, cases = {}, len(results.settings["cases"])
+    for name in results.settings["optimizers"]:
+        case, worst = training[name].worst
+        runs = [r.mean for r in results.rows if (r.optimizer, r.metric) == (name, "tuning_runs")]
+        rows[name] = [
+            *_rank_and_ratio(name, training, cases),
+            Cell(show_ratio(worst), case if name != reference(results) else ""),
+            *_rank_and_ratio(name, validation, cases),
+            Cell(f"{max(runs, default=0):.0f}"),
+        ]
+    counts = {"n_cases": cases, "n_optimizers": len(rows)}
+    said = caption("summary", results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
+    return Table(COLUMNS, [Section("", rows)], said, HEADS)
+
+
+def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[Cell]:
+    own = found[name]
+    first = min(one.mean_rank for one in found.values() if one.ranks)
+    lowest = min(one.ratio for one in found.values() if one.ratios)
+    low, high = (show_ratio(end(own.by_seed, default=math.nan)) for end in (min, max))
+    ran = f"{len(own.ranks)} of {cases} problems" if len(own.ranks) < cases else ""
+    return [
+        Cell(f"{own.mean_rank:.1f}".replace("nan", DASH), ran, own.mean_rank == first),
+        Cell(show_ratio(own.ratio), f"{low}{DASH}{high}" * (low != high), own.ratio == lowest),
+    ]
+
+
+def ratio_table(results: Results, metric: str = "train_loss") -> Table:
+    """Every optimizer's ratio to the reference on every problem."""
+    found = standings(results, metric)
+    rows: dict[str, list[Cell]] = {name: [] for name in found}
+    for case in results.settings["cases"]:
+        ratios = {name: one.ratios.get(case, math.nan) for name, one in found.items()}
+        best = min(filter(math.isfinite, ratios.values()), default=math.nan)
+        for name, own in ratios.items():
+            rows[name].append(Cell(show_ratio(own), best=own == best))
+    said = caption("ratios", results, loss=LOSSES[metric], base=_said(results))
+    return Table(tuple(results.settings["cases"]), [Section("", rows)], said, HEADS)
+
+
+validation_ratio_table = partial(ratio_table, metric="validation_loss")
+
+
+def show_ratio(value: float) -> str:
+    """Two decimals, fewer where it is large; two significant digits where it is small."""
+    if not math.isfinite(value):
+        return DASH if math.isnan(value) else "diverged"
+    if value < 0.1:
+        return show_number(value)
+    if value < 100:
+        return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return f"{value:.0f}" if value < 1e5 else f"{value:.0e}".replace("e+0", "e")
+
+
+def _said(results: Results) -> str:
+    """The reference in a sentence."""
+    return reference(results).replace(REFERENCE, "tuned AdamW")

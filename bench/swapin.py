@@ -8,88 +8,58 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
+import math
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from rich.console import Console
 from torch import nn
 
+from bench import console as c
 from bench import results
-from bench.amount import add_amount, check_amount
-from bench.devices import check_writable
-from bench.progress import progress_bars
-from bench.results import Curve, Results, Row
+from bench.ranks import or_infinite
+from bench.results import Results, Row
+from bench.runs import Done, Runner
 from bench.scripts import SCRIPTS
-from bench.scripts.script import EARLY, FINAL_SHARE, SHOWN_STEPS, Make, Run, Script, Way
+from bench.scripts.script import Make, Script, Way
 from bench.sets.fetch import DataError
-from bench.swapin_table import swapin_table
-from bench.tables import finish, without_spread
+from bench.tables import DASH, Cell, Section, Table, caption, show_number, spread_of, without_spread
+from bench.training import CPU, EARLY, FINAL_SHARE, Run
 
-OUT = Path("bench/results/local/swapin.json")
-OPTIMIZER = "salsa_fused:FusedSaLSa"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_amount(parser, seeds=2)
-    parser.add_argument(
-        "--only", nargs="+", choices=list(SCRIPTS), metavar="NAME", help=f"of {', '.join(SCRIPTS)}"
-    )
-    parser.add_argument(
-        "--settings",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="""keyword arguments for the swapped optimizer: '{"lr": 0.5}' (default: none)""",
-    )
-    parser.add_argument(
-        "--optimizer",
-        default=OPTIMIZER,
-        metavar="MODULE:NAME",
-        help="what to swap in: built with (params, module=..., max_grad_norm=...), and only "
-        "step(closure) is called (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--without-own", action="store_true", help="leave out the scripts' own optimizers"
-    )
-    parser.add_argument(
-        "--json", type=Path, default=OUT, metavar="FILE", help="default: %(default)s"
-    )
+FACTOR = "its schedule as a factor"
+STEPS = {"1": 1, "10": 10, "30": 30, "last": -1}  # whose step sizes are shown
 
 
-def main(arguments: argparse.Namespace) -> int:
-    console = Console(highlight=False)
-    check_amount(arguments)
-    check_writable(arguments.json)
+def swapin(arguments: argparse.Namespace) -> int:
+    console = c.quiet_console()
+    c.check_amount(arguments)
+    c.check_names("--only", arguments.only or (), SCRIPTS)
+    c.check_writable(arguments.json)
     name, make = swapped_optimizer(arguments.optimizer, arguments.settings)
-    measured = Measured(arguments.seeds)
+    runner = ScriptRunner(CPU, console)
+    done: dict[Script, list[Done]] = {}
     for case in arguments.only or SCRIPTS:
         try:
-            script = SCRIPTS[case](arguments.work)
+            script = SCRIPTS[case]().shortened(arguments.work)
         except DataError as error:  # the others still count
-            measured.missing[case] = str(error)
-            console.print(f"{case}: left out: {error}", style="yellow")
+            runner.leave_out(case, str(error))
             continue
         console.print(f"{script.title}: {script.description}")
         start = time.perf_counter()
         own = () if arguments.without_own else script.own
-        measured.run(script, (*own, *swapped_ways(script, name, make)), console)
-        console.print(f"{script.title}: {time.perf_counter() - start:.0f} s", style="dim")
-        found = measured.results(arguments.settings)
-        found.write(arguments.json)  # after every script: nothing is lost
-    if not measured.rows:
+        ways = (*own, *swapped_ways(script, name, make))
+        if found := runner.run_ways(script, ways, arguments.seeds):
+            done[script] = found
+            console.print(f"{script.title}: {time.perf_counter() - start:.0f} s", style="dim")
+            measured = collect(done, arguments.seeds, arguments.settings, runner.missing)
+            measured.write(arguments.json)  # after every script: nothing is lost
+    if not done:
         raise SystemExit("nothing could be run")
-    for name, texts in measured.warnings.items():
+    for name, texts in measured.settings["warnings"].items():
         for text, runs in texts.items():
             console.print(f"{name}: warned in {runs} runs: {text[:120]} ...", style="dim")
-    return finish(found, without_spread(swapin_table(found)), arguments.json, console)
+    return c.finish(measured, without_spread(swapin_table(measured)), arguments.json, console)
 
 
 def swapped_optimizer(what: str, settings: dict[str, Any]) -> tuple[str, Make]:
@@ -109,90 +79,48 @@ def swapped_optimizer(what: str, settings: dict[str, Any]) -> tuple[str, Make]:
 def swapped_ways(script: Script, name: str, make: Make) -> tuple[Way, ...]:
     """One for each schedule that the script is swapped with."""
     return tuple(
-        Way(f"{name}{suffix}", "its schedule as a factor" if factor else "", make, factor, True)
+        Way(f"{name}{suffix}", FACTOR if factor else "", make, factor, True)
         for suffix, factor in script.schedules.items()
     )
 
 
-@dataclass
-class Measured:
-    """What ran so far, as rows and curves."""
+class ScriptRunner(Runner):
+    """Runs the ways of scripts in turn; nothing is kept."""
 
-    seeds: int
-    scripts: list[Script] = field(default_factory=list)
-    ways: dict[str, dict[str, str]] = field(default_factory=dict)  # of a case: settings in words
-    rows: list[Row] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    warnings: dict[str, dict[str, int]] = field(default_factory=dict)  # and in how many runs
-    missing: dict[str, str] = field(default_factory=dict)
+    def run_ways(self, script: Script, ways: Sequence[Way], seeds: int) -> list[Done]:
+        return self.run_all(script, [lambda way=way: way for way in ways], seeds * script.repeats)
 
-    def run(self, script: Script, ways: Sequence[Way], console: Console) -> None:
-        """All ways with all seeds, in turn: a busy machine slows all of them down."""
-        seeds = self.seeds * script.repeats
-        runs: dict[str, list[Run]] = {way.name: [] for way in ways}
-        said: dict[str, Counter[str]] = {way.name: Counter() for way in ways}
-        with progress_bars(console) as progress:
-            bar = progress.add_task(script.title, total=seeds * len(ways))
-            for seed in range(seeds):
-                for way in ways if seed % 2 == 0 else reversed(ways):
-                    name = f"{script.title}: {way.name}"
-                    if name not in self.missing:
-                        progress.update(bar, description=f"{name}, seed {seed + 1} of {seeds}")
-                        try:
-                            run, texts = one_run(script, way, seed)
-                        except Exception as error:  # of this optimizer: the others still count
-                            self.missing[name] = f"{type(error).__name__}: {error}"
-                            console.print(f"{name}: left out: {self.missing[name]}", style="yellow")
-                        else:
-                            runs[way.name].append(run)
-                            said[way.name].update(texts)
-                    progress.advance(bar)
-        whole = [way for way in ways if len(runs[way.name]) == seeds]
-        if whole:
-            self.scripts.append(script)
-            self.ways[script.case] = {way.name: way.settings for way in whole}
-        for way in whole:
-            self.rows += rows_of(script, runs[way.name])
-            self.curves += curves_of(script, runs[way.name])
-            if said[way.name]:
-                self.warnings[f"{script.title}: {way.name}"] = dict(said[way.name])
-
-    def results(self, options: dict[str, Any]) -> Results:
-        settings = {
-            "cases": {script.case: script.title for script in self.scripts},
-            "descriptions": {script.case: script.description for script in self.scripts},
-            "scores": {script.case: script.score for script in self.scripts},
-            "shown": {script.case: script.shown for script in self.scripts},
-            "judged_by": {script.case: script.judged_by for script in self.scripts},
-            "higher_is_better": [s.case for s in self.scripts if s.higher_is_better],
-            "ways": self.ways,
-            "options": options,
-            "seeds": self.seeds,
-            "final_share": FINAL_SHARE,
-            "early": EARLY,
-            "warnings": self.warnings,
-            "missing": self.missing,
-        }
-        where = results.environment(torch.device("cpu"))
-        return Results(where, self.rows, self.curves, settings)
+    def train(self, case: Any, method: Any, seed: int, on_work: Callable[[int], None]) -> Run:
+        return case.run(method, seed)
 
 
-def one_run(script: Script, way: Way, seed: int) -> tuple[Run, set[str]]:
-    """The run, and what a user would have been warned of."""
-    with warnings.catch_warnings(record=True) as caught, without_denormals():
-        warnings.simplefilter("always")
-        run = script.train(way, seed)
-    return run, {str(warning.message) for warning in caught}
-
-
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """A softmax that is saturated is full of them, and a step then takes five times as long."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
+def collect(
+    done: dict[Script, list[Done]], seeds: int, options: dict[str, Any], missing: dict[str, str]
+) -> Results:
+    """One file of results of what ran so far."""
+    every = [(script, one) for script, found in done.items() for one in found]
+    warned = {
+        f"{script.title}: {one.method.name}": dict(Counter(t for r in one.runs for t in r.warnings))
+        for script, one in every
+    }
+    names = {"cases": "title", "descriptions": "description", "scores": "score", "shown": "shown",
+             "judged_by": "judged_by"}  # fmt: skip
+    settings = {
+        **{to: {one.case: getattr(one, name) for one in done} for to, name in names.items()},
+        "higher_is_better": [script.case for script in done if script.higher_is_better],
+        "ways": {
+            script.case: {one.method.name: one.method.settings for one in found}
+            for script, found in done.items()
+        },
+        "options": options,
+        "seeds": seeds,
+        "final_share": FINAL_SHARE,
+        "early": EARLY,
+        "warnings": {name: texts for name, texts in warned.items() if texts},
+        "missing": missing,
+    }
+    rows = [row for script, one in every for row in rows_of(script, one.runs)]
+    return Results(results.environment(CPU), rows, settings=settings)
 
 
 def rows_of(script: Script, runs: Sequence[Run]) -> list[Row]:
@@ -200,33 +128,78 @@ def rows_of(script: Script, runs: Sequence[Run]) -> list[Row]:
     metrics = {
         ("final_loss", "nats"): [run.final_loss for run in runs],
         ("died", "share"): [float(run.died) for run in runs],
-        ("steps", "1"): [float(len(run.losses)) for run in runs],
-        ("skipped_steps", "1"): [float(run.skipped_steps) for run in runs],
         ("time", "s"): [run.seconds for run in runs],
-    }
+        **{(f"step_size_{name}", "1"): [run.step_size_at(step) for run in runs]
+           for name, step in STEPS.items()},
+        **{(score, "1"): [run.scores[score] for run in runs] for score in runs[0].scores},
+    }  # fmt: skip
     if script.loss_is_positive:
         metrics["early_peak", "of the first loss"] = [run.early_peak for run in runs]
-    for step in (*SHOWN_STEPS, -1):
-        metrics[step_size_metric(step), "1"] = [run.step_size_at(step) for run in runs]
-    for score in runs[0].scores:
-        metrics[score, "1"] = [run.scores[score] for run in runs]
     return [
-        results.row("swapin", script.case, runs[0].way, metric, unit, values)
+        results.row("swapin", script.case, runs[0].method, metric, unit, values)
         for (metric, unit), values in metrics.items()
     ]
 
 
-def step_size_metric(step: int) -> str:
-    return f"step_size_{step}" if step > 0 else "step_size_last"
+def swapin_table(results: Results) -> Table:
+    """Means over the seeds, with the lowest and the highest; step sizes are medians."""
+    settings, sections = results.settings, []
+    for case, title in settings["cases"].items():
+        judged_by, shown = settings["judged_by"][case], settings["shown"][case]
+        sign = -1 if case in settings["higher_is_better"] else 1
+        figures: dict[str, dict[str, Row]] = {name: {} for name in settings["ways"][case]}
+        for row in results.rows:
+            if row.case == case:
+                figures[row.optimizer][row.metric] = row
+        best = min(figures, key=lambda name: or_infinite(sign * figures[name][judged_by].mean))
+        rows = {
+            name: [
+                _means(found, ["final_loss"], name == best and judged_by == "final_loss"),
+                _means(found, shown, name == best and judged_by in shown),
+                *map(Cell, _others(found)),
+            ]
+            for name, found in figures.items()
+        }
+        sections.append(Section(title, rows))
+    columns = (
+        "loss", "score", "died", "early\npeak", f"step size at\n{', '.join(STEPS)}", "s per\nrun",
+    )  # fmt: skip
+    return Table(columns, sections, _caption(results), ("script", "optimizer"))
 
 
-def curves_of(script: Script, runs: Sequence[Run]) -> list[Curve]:
-    steps = range(1, 1 + max(len(run.losses) for run in runs))
-    series = {
-        "loss": [run.losses for run in runs],
-        "step_size": [run.step_sizes for run in runs],
+def _means(found: dict[str, Row], metrics: Sequence[str], best: bool) -> Cell:
+    rows = [found[metric] for metric in metrics]
+    spreads = filter(None, (spread_of(row, _number) for row in rows))
+    return Cell(", ".join(_number(row.mean) for row in rows) or DASH, ", ".join(spreads), best)
+
+
+def _others(found: dict[str, Row]) -> Iterator[str]:
+    died, peak = found["died"], found.get("early_peak")
+    yield f"{round(sum(died.values))} of {died.n}"
+    yield f"{peak.high:.1f}".replace("nan", "inf") if peak else DASH  # the loss may be negative
+    yield " ".join(_one_digit(found[f"step_size_{step}"].median) for step in STEPS)
+    yield f"{found['time'].mean:.1f}"
+
+
+def _number(value: float) -> str:
+    small = not math.isfinite(value) or abs(value) < 10
+    return show_number(value) if small else f"{value:.3g}".replace("e+", "e")
+
+
+def _one_digit(value: float) -> str:
+    """The order of magnitude is what counts."""
+    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if value == value else DASH
+
+
+def _caption(results: Results) -> str:
+    settings, titles = results.settings, results.settings["cases"]
+    scores = "; ".join(f"{titles[c]}: {what}" for c, what in settings["scores"].items() if what)
+    own = {
+        f"{titles[case]}: {name} ({what})"
+        for case, ways in settings["ways"].items()
+        for name, what in ways.items()
+        if what and what != FACTOR
     }
-    return [
-        results.curve("swapin", script.case, runs[0].way, quantity, "steps", steps, values)
-        for quantity, values in series.items()
-    ]
+    options = f" Settings: {settings['options']}." if settings["options"] else ""
+    own_ones = "; ".join(sorted(own)) or "left out"
+    return caption("swapin", results, score=scores or "none", own=own_ones, with_options=options)

@@ -1,108 +1,101 @@
 """Whole training steps to be timed: real architectures, and their small sisters for a CPU.
 
-To add one, write a function that returns its `Workload`, and name it in `ON_CPU` or `ON_GPU`.  The
-data can be learnt, so that searches find what they find in training: plays, reviews with a word
-in seven masked, and images with their class's pattern.
+To add one, name a `Workload` in `ON_CPU` or `ON_GPU`. The data can be learnt, so that searches find
+what they find in training: plays, reviews with a word in seven masked, and images with their
+class's pattern.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench.models import parameter_count
-from bench.models.bert import BASE, PADDING, SMALL, Bert, BertForMaskedTokens, BertSize
-from bench.models.gpt import GPT
-from bench.models.llama import LLAMA_1B, TINY, Llama, LlamaSize
-from bench.models.resnet import resnet18, resnet50
+from bench.networks import (
+    GPT2_VOCABULARY,
+    PADDING,
+    bert_config,
+    gpt,
+    llama,
+    masked_bert,
+    parameter_count,
+    resnet,
+)
 from bench.sets.batches import Batch, random_windows
-from bench.sets.plays import plays
 from bench.sets.reviews import reviews
+from bench.sets.text import plays
 
 IGNORED = -100  # the target of a token that is not to be predicted: cross_entropy's own
 MASK = 103  # BERT's token
 CLASSES = 1000
-GPT2_VOCABULARY = 50257
 
 
-@dataclass(frozen=True)
-class Workload:
-    case: str
+class Workload(NamedTuple):
     title: str
     model: Callable[[], nn.Module]
-    batches: Callable[[torch.Generator], Iterator[Batch]]
-    size: str  # of a batch, in words
+    draw: Callable[[int, int, torch.Generator], Iterator[Batch]]  # of a batch, and of its rows
+    batch: int
+    length: int  # of a row, in tokens, or of an image's side
+
+    @property
+    def case(self) -> str:
+        return self.title.lower().replace(" ", "-").replace(",", "")
+
+    def batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        return self.draw(self.batch, self.length, generator)
 
     def describe(self) -> str:
         with torch.device("meta"):
             count = parameter_count(self.model())
-        return f"{self.title}, {count / 1e6:,.1f} M parameters, batch {self.size}"
+        side = f"3 x {self.length} x {self.length}" if self.draw is images else self.length
+        return f"{self.title}, {count / 1e6:,.1f} M parameters, batch {self.batch} x {side}"
 
 
-def _images(title: str, model: Callable[[], nn.Module], batch: int, side: int) -> Workload:
-    def batches(generator: torch.Generator) -> Iterator[Batch]:
-        patterns = torch.randn(CLASSES, 3, 1, 1, generator=generator)
-        while True:
-            labels = torch.randint(CLASSES, (batch,), generator=generator)
-            noise = torch.randn(batch, 3, side, side, generator=generator)
-            yield Batch(noise + patterns[labels], labels)
-
-    return Workload(_case(title), title, model, batches, f"{batch} x 3 x {side} x {side}")
+def images(batch: int, side: int, generator: torch.Generator) -> Iterator[Batch]:
+    patterns = torch.randn(CLASSES, 3, 1, 1, generator=generator)
+    while True:
+        labels = torch.randint(CLASSES, (batch,), generator=generator)
+        noise = torch.randn(batch, 3, side, side, generator=generator)
+        yield Batch(noise + patterns[labels], labels)
 
 
-def _masked(title: str, size: BertSize, batch: int, time: int) -> Workload:
-    def batches(generator: torch.Generator) -> Iterator[Batch]:
-        (rows, _), _ = reviews()
-        text = rows[rows != PADDING]
-        for tokens, _ in random_windows(text, time, batch, generator):
-            masked = torch.rand(tokens.shape, generator=generator) < 0.15
-            targets = torch.where(masked, tokens, IGNORED)
-            yield Batch(torch.where(masked, MASK, tokens), targets)
-
-    return Workload(
-        _case(title), title, lambda: BertForMaskedTokens(Bert(size)), batches, f"{batch} x {time}"
-    )
+def masked(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    (rows, _), _ = reviews()
+    for tokens, _ in random_windows(rows[rows != PADDING], time, batch, generator):
+        chosen = torch.rand(tokens.shape, generator=generator) < 0.15
+        yield Batch(torch.where(chosen, MASK, tokens), torch.where(chosen, tokens, IGNORED))
 
 
-def _text(title: str, model: Callable[[], nn.Module], batch: int, time: int) -> Workload:
-    def batches(generator: torch.Generator) -> Iterator[Batch]:
-        return random_windows(plays().train, time, batch, generator)
-
-    return Workload(_case(title), title, model, batches, f"{batch} x {time}")
+def text(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    return random_windows(plays().train, time, batch, generator)
 
 
-def _gpt(title: str, layers: int, heads: int, width: int, batch: int, time: int) -> Workload:
-    return _text(title, lambda: GPT(GPT2_VOCABULARY, 1024, layers, heads, width), batch, time)
+def bert(size: str) -> nn.Module:
+    return masked_bert(bert_config(size))
 
 
-def _llama(title: str, size: LlamaSize, batch: int, time: int) -> Workload:
-    return _text(title, lambda: Llama(size), batch, time)
+gpt2 = partial(gpt, GPT2_VOCABULARY, 1024)
 
-
-def _case(title: str) -> str:
-    return title.lower().replace(" ", "-").replace(",", "")
-
-
-ON_CPU: tuple[Callable[[], Workload], ...] = (
-    lambda: _images("ResNet-18", resnet18, batch=8, side=64),
-    lambda: _masked("BERT-small", SMALL, batch=2, time=64),
-    lambda: _gpt("GPT-2, 6 layers of 384", 6, 6, 384, batch=2, time=64),
-    lambda: _llama("Llama, 4 layers of 256", TINY, batch=2, time=64),
+ON_CPU = (
+    Workload("ResNet-18", partial(resnet, 18), images, 8, 64),
+    Workload("BERT-small", partial(bert, "small"), masked, 2, 64),
+    Workload("GPT-2, 6 layers of 384", partial(gpt2, 6, 6, 384), text, 2, 64),
+    Workload("Llama, 4 layers of 256", partial(llama, "tiny"), text, 2, 64),
 )
-REAL_SIZES: tuple[Callable[[], Workload], ...] = (  # with batches that a CPU can do
-    lambda: _images("ResNet-50", resnet50, batch=4, side=224),
-    lambda: _masked("BERT-base", BASE, batch=2, time=64),
-    lambda: _gpt("GPT-2 small", 12, 12, 768, batch=1, time=64),
+REAL_SIZES = (  # with batches that a CPU can do
+    Workload("ResNet-50", partial(resnet, 50), images, 4, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 2, 64),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 1, 64),
 )
-ON_GPU: tuple[Callable[[], Workload], ...] = (
-    lambda: _images("ResNet-50", resnet50, batch=64, side=224),
-    lambda: _masked("BERT-base", BASE, batch=32, time=128),
-    lambda: _gpt("GPT-2 small", 12, 12, 768, batch=8, time=1024),
-    lambda: _gpt("GPT-2 XL", 48, 25, 1600, batch=2, time=1024),
-    lambda: _llama("Llama 1B", LLAMA_1B, batch=2, time=1024),
+ON_GPU = (
+    Workload("ResNet-50", partial(resnet, 50), images, 64, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 32, 128),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 8, 1024),
+    Workload("GPT-2 XL", partial(gpt2, 48, 25, 1600), text, 2, 1024),
+    Workload("Llama 1B", partial(llama, "1B"), text, 2, 1024),
 )
 
 

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "sums.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -22,6 +23,16 @@
 
 #define SALSA_RESTRICT __restrict
 
+// The turns of the loop that follows do not depend on each other, whatever its pointers may be: what
+// they write is another's element, or what they have read themselves.
+#if defined(__clang__)
+#define SALSA_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define SALSA_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define SALSA_INDEPENDENT
+#endif
+
 namespace salsa::cpu {
 namespace {
 
@@ -29,12 +40,12 @@ constexpr int kLanes = 16;   // running sums, side by side in vector registers
 constexpr int kBlock = 512;  // elements that stay in the first cache while they are worked on
 constexpr int kBurst = 64;   // elements that are streamed at a time between reads: more, and they wait
 
-// Writes past the caches where `stream` says that the model is larger than they are: the line need
+// Writes past the caches where `past_caches` says that the model is larger than they are: the line need
 // not be read first, and nothing useful is evicted.
 template <class T>
-SALSA_INLINE void write_block(T* to, const T* from, int n, bool stream) {
+SALSA_INLINE void write_block(T* to, const T* from, int n, bool past_caches) {
 #if defined(__SSE2__)
-    if (stream) {
+    if (past_caches) {
         int i = 0;
         for (; i < n && reinterpret_cast<std::uintptr_t>(to + i) % 16 != 0; ++i) to[i] = from[i];
         constexpr int kStep = 16 / sizeof(T);
@@ -45,24 +56,30 @@ SALSA_INLINE void write_block(T* to, const T* from, int n, bool stream) {
         return;
     }
 #endif
-    (void)stream;
+    (void)past_caches;
     std::memcpy(to, from, n * sizeof(T));
 }
 
 // Orders streamed writes before everything that follows.
-SALSA_INLINE void end_writes(bool stream) {
+SALSA_INLINE void end_writes(bool past_caches) {
 #if defined(__SSE2__)
-    if (stream) _mm_sfence();
+    if (past_caches) _mm_sfence();
 #endif
-    (void)stream;
+    (void)past_caches;
 }
 
-// Adds numbers up in `kLanes` sums side by side; which one takes which depends on their place alone.
-SALSA_INLINE void add_up(double (&lanes)[kLanes], const float* numbers, int n) {
+template <int Most>
+SALSA_INLINE int block_size(std::int64_t left) {
+    return static_cast<int>(left < Most ? left : Most);
+}
+
+// Adds n numbers up in `kLanes` sums side by side; which one takes which depends on its place alone.
+template <class Number>
+SALSA_INLINE void add_up(double (&lanes)[kLanes], int n, const Number& number) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes)
-        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += numbers[i + lane];
-    for (; i < n; ++i) lanes[i % kLanes] += numbers[i];
+        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += number(i + lane);
+    for (; i < n; ++i) lanes[i % kLanes] += number(i);
 }
 
 // One after the other, in this order.
@@ -72,172 +89,139 @@ SALSA_INLINE double total(const double* numbers, std::int64_t n) {
     return sum;
 }
 
-template <Direction D>
-SALSA_INLINE float at_index(const float* SALSA_RESTRICT moment, std::int64_t i) {
-    if constexpr (kHasMoments<D>) return moment[i];
-    return 0.0f;
+// The elements of one chunk, as its kernel sees them.
+template <class T>
+struct Piece {
+    T *w, *saved;  // `saved` is null where nothing is
+    const T* g;
+    float* moments[kMostMoments];
+    std::int64_t size;
+    Scalars c;
+};
+
+// The first N moments of an element, and the moments written back.
+template <int N>
+SALSA_INLINE void read(float* m, float* const* moments, std::int64_t i) {
+    for (int k = 0; k < N; ++k) m[k] = moments[k][i];
 }
 
-template <Direction D, class T>
-SALSA_INLINE double first_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
-                                     const float* SALSA_RESTRICT v, T* SALSA_RESTRICT saved,
-                                     std::int64_t n, const AdamClass& c, bool stream) {
+template <int N>
+SALSA_INLINE void write(const float* m, float* const* moments, std::int64_t i) {
+    for (int k = 0; k < N; ++k) moments[k][i] = m[k];
+}
+
+template <class D, class T>
+SALSA_INLINE double first_trial_loop(Piece<T> p, bool past_caches) {
     float products[kBlock];
     double lanes[kLanes] = {};
-    for (std::int64_t base = 0; base < n; base += kBlock) {
-        const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
-        write_block(saved + base, w + base, m, stream);  // first: it also fetches w
-        for (int i = 0; i < m; ++i) {
-            const float gradient = load(g[base + i]);
-            const float direction = tried_direction<D>(gradient, at_index<D>(v, base + i), c);
-            w[base + i] = Stored<T>::from(trial_point(load(w[base + i]), direction, c));
+    for (std::int64_t base = 0; base < p.size; base += kBlock) {
+        const int n = block_size<kBlock>(p.size - base);
+        write_block(p.saved + base, p.w + base, n, past_caches);  // first: it also fetches w
+        SALSA_INDEPENDENT
+        for (int i = 0; i < n; ++i) {
+            const float gradient = load(p.g[base + i]);
+            float m[kMostMoments];
+            read<D::kTried>(m, p.moments, base + i);
+            const float direction = D::tried(gradient, m, p.c);
+            p.w[base + i] = Stored<T>::from(moved(load(p.w[base + i]), direction, p.c));
             products[i] = gradient * direction;
         }
-        add_up(lanes, products, m);
+        add_up(lanes, n, [&](int i) { return products[i]; });
     }
-    end_writes(stream);
-    return total(lanes, kLanes) * c.slope_scale;
+    end_writes(past_caches);
+    return total(lanes, kLanes) * p.c.slope_scale;
 }
 
-template <Direction D, class T>
-SALSA_INLINE void next_trial_loop(T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
-                                  const float* SALSA_RESTRICT v, const T* SALSA_RESTRICT saved,
-                                  std::int64_t n, const AdamClass& c, bool stream) {
-    T moved[kBurst];
-    for (std::int64_t base = 0; base < n; base += kBurst) {
-        const int m = static_cast<int>(n - base < kBurst ? n - base : kBurst);
-        for (int i = 0; i < m; ++i) {
-            const float direction =
-                tried_direction<D>(load(g[base + i]), at_index<D>(v, base + i), c);
-            moved[i] = Stored<T>::from(trial_point(load(saved[base + i]), direction, c));
+template <class D, class T>
+SALSA_INLINE void next_trial_loop(Piece<T> p, bool past_caches) {
+    T points[kBurst];
+    for (std::int64_t base = 0; base < p.size; base += kBurst) {
+        const int n = block_size<kBurst>(p.size - base);
+        SALSA_INDEPENDENT
+        for (int i = 0; i < n; ++i) {
+            float m[kMostMoments];
+            read<D::kTried>(m, p.moments, base + i);
+            const float direction = D::tried(load(p.g[base + i]), m, p.c);
+            points[i] = Stored<T>::from(moved(load(p.saved[base + i]), direction, p.c));
         }
-        write_block(w + base, moved, m, stream);
+        write_block(p.w + base, points, n, past_caches);
     }
-    end_writes(stream);
+    end_writes(past_caches);
 }
 
-// `from` may be `w` itself: each element is read before it is written.
-template <class T>
-SALSA_INLINE void adam_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g,
-                                 float* SALSA_RESTRICT m, float* SALSA_RESTRICT v, std::int64_t n,
-                                 const AdamClass& c) {
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC ivdep
-#endif
-    for (std::int64_t i = 0; i < n; ++i) {
-        const float gradient = load(g[i]);
-        const float m_new = first_moment(m[i], gradient, c);
-        const float v_new = second_moment(v[i], gradient, c);
-        w[i] = Stored<T>::from(stepped_weight(load(from[i]), m_new, v_new, c));
-        m[i] = m_new;
-        v[i] = v_new;
+template <class D, class T>
+SALSA_INLINE void step_loop(Piece<T> p) {
+    const T* from = p.saved != nullptr ? p.saved : p.w;
+    SALSA_INDEPENDENT
+    for (std::int64_t i = 0; i < p.size; ++i) {
+        float m[kMostMoments];
+        read<D::kMoments>(m, p.moments, i);
+        const float update = D::update(load(p.g[i]), m, p.c);
+        const float weight = load(from[i]);  // while a root and a quotient are computed
+        p.w[i] = Stored<T>::from(moved(weight, decayed(update, weight, p.c), p.c));
+        write<D::kMoments>(m, p.moments, i);
     }
 }
 
-// `from` may be `w` itself, here too.
-template <class T>
-SALSA_INLINE void sgd_step_loop(T* w, const T* from, const T* SALSA_RESTRICT g, std::int64_t n,
-                                const AdamClass& c) {
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC ivdep
-#endif
-    for (std::int64_t i = 0; i < n; ++i)
-        w[i] = Stored<T>::from(sgd_weight(load(from[i]), load(g[i]), c));
-}
-
-// Adds the squares of w and u up, each in `kLanes` sums side by side.
-template <class T>
-SALSA_INLINE void norms_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
-                             const float* SALSA_RESTRICT m, const float* SALSA_RESTRICT v,
-                             std::int64_t n, const AdamClass& c, double* SALSA_RESTRICT sums) {
-    float ws[kBlock], us[kBlock];
+// Adds the squares of w and of the update up; the moments stay.
+template <class D, class T>
+SALSA_INLINE void norms_loop(Piece<T> p, double* sums) {
+    float weights[kBlock], updates[kBlock];
     double w_lanes[kLanes] = {}, u_lanes[kLanes] = {};
-    for (std::int64_t base = 0; base < n; base += kBlock) {
-        const int size = static_cast<int>(n - base < kBlock ? n - base : kBlock);
-        for (int i = 0; i < size; ++i) {
-            ws[i] = load(w[base + i]);
-            us[i] = update_of(ws[i], load(g[base + i]), m[base + i], v[base + i], c);
+    for (std::int64_t base = 0; base < p.size; base += kBlock) {
+        const int n = block_size<kBlock>(p.size - base);
+        for (int i = 0; i < n; ++i) {
+            float m[kMostMoments];
+            read<D::kMoments>(m, p.moments, base + i);
+            weights[i] = load(p.w[base + i]);
+            updates[i] = decayed(D::update(load(p.g[base + i]), m, p.c), weights[i], p.c);
         }
-        int i = 0;
-        for (; i + kLanes <= size; i += kLanes)
-            for (int lane = 0; lane < kLanes; ++lane) {
-                w_lanes[lane] += square(ws[i + lane]);
-                u_lanes[lane] += square(us[i + lane]);
-            }
-        for (; i < size; ++i) {
-            w_lanes[i % kLanes] += square(ws[i]);
-            u_lanes[i % kLanes] += square(us[i]);
-        }
+        add_up(w_lanes, n, [&](int i) { return square(weights[i]); });
+        add_up(u_lanes, n, [&](int i) { return square(updates[i]); });
     }
-    sums[0] = sums[1] = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-        sums[0] += w_lanes[lane];
-        sums[1] += u_lanes[lane];
-    }
+    sums[0] = total(w_lanes, kLanes);
+    sums[1] = total(u_lanes, kLanes);
 }
 
 template <class T>
 SALSA_INLINE double alignment_loop(const T* SALSA_RESTRICT w, const T* SALSA_RESTRICT g,
-                                   const T* SALSA_RESTRICT start, std::int64_t n) {
+                                   const T* SALSA_RESTRICT start, std::int64_t size) {
     float products[kBlock];
     double lanes[kLanes] = {};
-    for (std::int64_t base = 0; base < n; base += kBlock) {
-        const int m = static_cast<int>(n - base < kBlock ? n - base : kBlock);
-        for (int i = 0; i < m; ++i)
+    for (std::int64_t base = 0; base < size; base += kBlock) {
+        const int n = block_size<kBlock>(size - base);
+        for (int i = 0; i < n; ++i)
             products[i] =
                 alignment_term(load(g[base + i]), load(start[base + i]), load(w[base + i]));
-        add_up(lanes, products, m);
+        add_up(lanes, n, [&](int i) { return products[i]; });
     }
     return total(lanes, kLanes);
 }
 
-// The clones: attributes of this kind belong on plain functions, so there is one per type and
-// direction.
-#define SALSA_INSTANTIATE_TRIALS(T, D)                                                            \
-    SALSA_CLONES double first_trial_chunk(Along<D>, T* w, const T* g, const float* v, T* saved,   \
-                                          std::int64_t n, const AdamClass& c, bool stream) {      \
-        return first_trial_loop<D, T>(w, g, v, saved, n, c, stream);                              \
+// Attributes as the clones' belong on plain functions: there is one for each direction and type.
+#define SALSA_INSTANTIATE(D, T)                                                                   \
+    SALSA_CLONES double first_trial_chunk(D, const Piece<T>& p, bool past_caches) {               \
+        return first_trial_loop<D>(p, past_caches);                                               \
     }                                                                                             \
-    SALSA_CLONES void next_trial_chunk(Along<D>, T* w, const T* g, const float* v,                \
-                                       const T* saved, std::int64_t n, const AdamClass& c,        \
-                                       bool stream) {                                             \
-        next_trial_loop<D, T>(w, g, v, saved, n, c, stream);                                      \
-    }
+    SALSA_CLONES void next_trial_chunk(D, const Piece<T>& p, bool past_caches) {                  \
+        next_trial_loop<D>(p, past_caches);                                                       \
+    }                                                                                             \
+    SALSA_CLONES void step_chunk(D, const Piece<T>& p) { step_loop<D>(p); }                       \
+    SALSA_CLONES void norms_chunk(D, const Piece<T>& p, double* sums) { norms_loop<D>(p, sums); }
 
-#define SALSA_INSTANTIATE(T)                                                                      \
-    SALSA_INSTANTIATE_TRIALS(T, Direction::adam)                                                  \
-    SALSA_INSTANTIATE_TRIALS(T, Direction::sgd)                                                   \
-    SALSA_CLONES void adam_step_chunk(T* w, const T* from, const T* g, float* m, float* v,        \
-                                      std::int64_t n, const AdamClass& c) {                       \
-        adam_step_loop<T>(w, from, g, m, v, n, c);                                                \
-    }                                                                                             \
-    SALSA_CLONES void sgd_step_chunk(T* w, const T* from, const T* g, std::int64_t n,             \
-                                     const AdamClass& c) {                                        \
-        sgd_step_loop<T>(w, from, g, n, c);                                                       \
-    }                                                                                             \
-    SALSA_CLONES void norms_chunk(const T* w, const T* g, const float* m, const float* v,         \
-                                  std::int64_t n, const AdamClass& c, double* sums) {             \
-        norms_loop<T>(w, g, m, v, n, c, sums);                                                    \
-    }                                                                                             \
+#define SALSA_INSTANTIATE_DIRECTION(D, place) \
+    SALSA_INSTANTIATE(D, float) SALSA_INSTANTIATE(D, bf16) SALSA_INSTANTIATE(D, fp16)
+
+SALSA_DIRECTIONS(SALSA_INSTANTIATE_DIRECTION)
+
+#define SALSA_INSTANTIATE_ALIGNMENT(T)                                                            \
     SALSA_CLONES double alignment_chunk(const T* w, const T* g, const T* start, std::int64_t n) { \
-        return alignment_loop<T>(w, g, start, n);                                                 \
+        return alignment_loop(w, g, start, n);                                                    \
     }
 
-SALSA_INSTANTIATE(float)
-SALSA_INSTANTIATE(bf16)
-SALSA_INSTANTIATE(fp16)
-
-template <class T>
-T* at(std::int64_t address, std::int64_t offset) {
-    return reinterpret_cast<T*>(address) + offset;
-}
-
-// A row's moments, as far as this direction has any.
-template <Direction D>
-float* moment_at(std::int64_t address, std::int64_t offset) {
-    if constexpr (kHasMoments<D>) return at<float>(address, offset);
-    return nullptr;
-}
+SALSA_INSTANTIATE_ALIGNMENT(float)
+SALSA_INSTANTIATE_ALIGNMENT(bf16)
+SALSA_INSTANTIATE_ALIGNMENT(fp16)
 
 // Calls work(row, span, index) for every chunk whose row has a gradient.
 template <class Work>
@@ -252,120 +236,56 @@ void for_each_span(const Launch& launch, const Work& work) {
     }
 }
 
-// Calls work(row, class, span, index), the class with LAMB's ratio where there are ratios.
-template <class Work>
-void for_each_chunk(const Launch& launch, const Work& work) {
-    for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
-        const AdamClass& c = launch.classes[row.klass];
-        if (launch.ratios == nullptr)
-            work(row, c, span, k);
-        else
-            work(row, trusted(c, launch.ratios[span.row]), span, k);
+// Calls kernel(D{}, piece, index) for each of these chunks.
+template <class Kernel>
+void for_each_piece(const Launch& launch, const Kernel& kernel) {
+    by_dtype(launch.dtype, [&](auto x) {
+        by_direction(launch.direction, [&](auto direction) {
+            using T = decltype(x);
+            T* saved = static_cast<T*>(launch.saved);
+            for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
+                Piece<T> piece{at<T>(row.weight, span),
+                               saved != nullptr ? saved + row.saved + span.start : nullptr,
+                               at<const T>(row.gradient, span),
+                               {},
+                               span.size,
+                               scalars_of(launch.scalars, row, launch.ratios, span.row)};
+                for (int i = 0; i < direction.kMoments; ++i)
+                    piece.moments[i] = at<float>(row.moments[i], span);
+                kernel(direction, piece, k);
+            });
+        });
     });
-}
-
-template <Direction D, class T>
-double first_trial_of(const Launch& launch, double* partials) {
-    T* saved = static_cast<T*>(launch.saved);
-    std::memset(partials, 0, launch.n_chunks * sizeof(double));
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
-                               std::int64_t k) {
-        partials[k] = first_trial_chunk(
-            Along<D>{}, at<T>(row.weight, span.start), at<const T>(row.gradient, span.start),
-            moment_at<D>(row.exp_avg_sq, span.start), saved + row.saved + span.start, span.size,
-            c, launch.stream);
-    });
-    return total(partials, launch.n_chunks);
-}
-
-template <Direction D, class T>
-void next_trial_of(const Launch& launch) {
-    const T* saved = static_cast<const T*>(launch.saved);
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
-                               std::int64_t) {
-        next_trial_chunk(Along<D>{}, at<T>(row.weight, span.start),
-                         at<const T>(row.gradient, span.start),
-                         moment_at<D>(row.exp_avg_sq, span.start),
-                         saved + row.saved + span.start, span.size, c, launch.stream);
-    });
-}
-
-template <class T>
-void adam_step_of(const Launch& launch) {
-    const T* saved = static_cast<const T*>(launch.saved);
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
-                               std::int64_t) {
-        T* weight = at<T>(row.weight, span.start);
-        const T* from = saved != nullptr ? saved + row.saved + span.start : weight;
-        adam_step_chunk(weight, from, at<const T>(row.gradient, span.start),
-                        at<float>(row.exp_avg, span.start),
-                        at<float>(row.exp_avg_sq, span.start), span.size, c);
-    });
-}
-
-template <class T>
-void sgd_step_of(const Launch& launch) {
-    const T* saved = static_cast<const T*>(launch.saved);
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
-                               std::int64_t) {
-        T* weight = at<T>(row.weight, span.start);
-        const T* from = saved != nullptr ? saved + row.saved + span.start : weight;
-        sgd_step_chunk(weight, from, at<const T>(row.gradient, span.start), span.size, c);
-    });
-}
-
-template <class T>
-void norms_of(const Launch& launch, double* partials) {
-    for_each_chunk(launch, [&](const Row& row, const AdamClass& c, const Span& span,
-                               std::int64_t k) {
-        norms_chunk(at<const T>(row.weight, span.start), at<const T>(row.gradient, span.start),
-                    at<const float>(row.exp_avg, span.start),
-                    at<const float>(row.exp_avg_sq, span.start), span.size, c, partials + 2 * k);
-    });
-}
-
-template <class T>
-double alignment_of(const Launch& launch, const std::int64_t* starts, double* partials) {
-    std::memset(partials, 0, launch.n_chunks * sizeof(double));
-    for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
-        if (starts[span.row] == 0) return;
-        partials[k] = alignment_chunk(at<const T>(row.weight, span.start),
-                                      at<const T>(row.gradient, span.start),
-                                      at<const T>(starts[span.row], span.start), span.size);
-    });
-    return total(partials, launch.n_chunks);
 }
 
 }  // namespace
 
 double first_trial(const Launch& launch, double* partials) {
-    return by_dtype(launch.dtype, [&](auto x) {
-        return by_direction(launch.direction, [&](auto along) {
-            return first_trial_of<kUnscaled<along()>, decltype(x)>(launch, partials);
-        });
+    std::memset(partials, 0, launch.n_chunks * sizeof(double));
+    for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
+        partials[k] = first_trial_chunk(direction, piece, launch.past_caches);
     });
+    return total(partials, launch.n_chunks);
 }
 
 void next_trial(const Launch& launch) {
-    by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction, [&](auto along) {
-            next_trial_of<kUnscaled<along()>, decltype(x)>(launch);
-        });
+    for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t) {
+        next_trial_chunk(direction, piece, launch.past_caches);
     });
 }
 
-void adam_step(const Launch& launch) {
-    by_dtype(launch.dtype, [&](auto x) { adam_step_of<decltype(x)>(launch); });
-}
-
-void sgd_step(const Launch& launch) {
-    by_dtype(launch.dtype, [&](auto x) { sgd_step_of<decltype(x)>(launch); });
+void step(const Launch& launch) {
+    for_each_piece(launch, [](auto direction, const auto& piece, std::int64_t) {
+        step_chunk(direction, piece);
+    });
 }
 
 void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
                   float clip) {
     std::memset(partials, 0, 2 * launch.n_chunks * sizeof(double));
-    by_dtype(launch.dtype, [&](auto x) { norms_of<decltype(x)>(launch, partials); });
+    for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
+        norms_chunk(direction, piece, partials + 2 * k);
+    });
     std::int64_t k = 0;  // chunks are sorted by their rows
     for (std::int64_t row = 0; row < n_rows; ++row) {
         double w_squares = 0.0, u_squares = 0.0;
@@ -378,9 +298,17 @@ void trust_ratios(const Launch& launch, double* partials, float* ratios, std::in
 }
 
 double alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
-    return by_dtype(launch.dtype, [&](auto x) {
-        return alignment_of<decltype(x)>(launch, starts, partials);
+    std::memset(partials, 0, launch.n_chunks * sizeof(double));
+    by_dtype(launch.dtype, [&](auto x) {
+        using T = decltype(x);
+        for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
+            if (starts[span.row] == 0) return;
+            partials[k] = alignment_chunk(at<const T>(row.weight, span),
+                                          at<const T>(row.gradient, span),
+                                          at<const T>(starts[span.row], span), span.size);
+        });
     });
+    return total(partials, launch.n_chunks);
 }
 
 void advise_huge_pages(void* memory, std::int64_t bytes) {

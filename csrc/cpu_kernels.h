@@ -1,26 +1,23 @@
 // The kernels on the CPU: each is one parallel region for the whole model.
 #pragma once
 
-#include "alignment.h"
-#include "chunks.h"
 #include "directions.h"
-#include "lamb.h"
 #include "storage.h"
 
 namespace salsa::cpu {
 
-// All rows, chunks and classes of one launch.
+// All rows, chunks and scalars of one launch.
 struct Launch {
     const Row* rows;
     const Chunk* chunks;
     std::int64_t n_chunks;
-    const AdamClass* classes;
+    const Scalars* scalars;
     void* saved;  // the weights before the search, or null
     Dtype dtype;
-    bool stream;  // write past the caches: the launch moves more than they hold
+    bool past_caches;  // write past them: the launch moves more than they hold
     int threads;
-    Direction direction = Direction::adam;  // of the trials
-    const float* ratios = nullptr;          // of LAMB's rows, or null
+    int direction;        // its place in SALSA_DIRECTIONS
+    const float* ratios;  // of LAMB's rows, or null
 };
 
 // saved <- w, w <- first trial point.  Returns the slope -<g, d>, added up in fp64 in an order that
@@ -30,20 +27,17 @@ double first_trial(const Launch& launch, double* partials);
 // w <- next trial point, from the saved weights.
 void next_trial(const Launch& launch);
 
-// m, v, w <- after the step, from the saved weights or, where `saved` is null, in place.
-void adam_step(const Launch& launch);
-
-// w <- after the step, from the saved weights or in place.
-void sgd_step(const Launch& launch);
+// w and the moments <- after the step, from the saved weights or, where `saved` is null, in place.
+void step(const Launch& launch);
 
 // LAMB's ratio of every row, 1 for one without gradient.  The norms are added up in fp64 in an order
-// that depends on the chunks alone, a pair of partials for each; `launch.ratios` is not used.
+// that depends on the chunks alone, a pair of partials for each; `launch.ratios` make no difference.
 void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
                   float clip);
 
 // The sum of <g, start - w> over the rows that have both; nothing is written but `partials`, one for
 // each chunk.  starts: of each row the address of its weights as they were, or 0.  The order is as
-// that of the slope; the classes are not read.
+// that of the slope; the scalars are not read.
 double alignment(const Launch& launch, const std::int64_t* starts, double* partials);
 
 // Asks for huge pages under fresh memory: touching it for the first time is then four times faster

@@ -2,8 +2,10 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda_kernels.h"
+#include "sums.h"
 
 // A block of threads works on one chunk.  Of an aligned chunk each thread holds one 16-byte vector of
 // the weights at a time; of any other, a single element.
@@ -47,43 +49,10 @@ __device__ __forceinline__ void write(T* to, const T (&from)[N]) {
     }
 }
 
-// A row's scalars; LAMB's with the ratio of the row.
-template <Direction D>
-__device__ __forceinline__ AdamClass class_of(const Launch& launch, const Row& row,
-                                              const Span& span) {
-    const AdamClass c = launch.classes[row.klass];
-    if constexpr (D == Direction::lamb) return trusted(c, launch.ratios[span.row]);
-    return c;
-}
-
-// -- reads w, g, v; writes saved, w and a partial slope ---------------------------------------
-
-template <Direction D, int N, class T>
-__device__ __forceinline__ double first_trial_span(T* w, const T* g, const float* v, T* saved,
-                                                   std::int64_t size, const AdamClass& c) {
-    double sum = 0.0;
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N];
-        float vs[N] = {};
-        read(w + i, ws);
-        read(g + i, gs);
-        if constexpr (kHasMoments<D>) read(v + i, vs);
-        write(saved + i, ws);
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const float gradient = load(gs[j]);
-            const float direction = tried_direction<D>(gradient, vs[j], c);
-            ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
-            sum += gradient * direction;
-        }
-        write(w + i, ws);
-    }
-    return sum;
-}
-
 // The threads' sums, added in a tree: the same order in every run.
 __device__ __forceinline__ double sum_of_block(double own) {
     __shared__ double sums[kThreads];
+    __syncthreads();  // of a sum before this one
     sums[threadIdx.x] = own;
     __syncthreads();
 #pragma unroll
@@ -94,179 +63,133 @@ __device__ __forceinline__ double sum_of_block(double own) {
     return sums[0];
 }
 
-template <Direction D, class T>
+// -- a block's chunk --------------------------------------------------------------------------
+
+// The elements of this block's chunk: none where the row has no gradient.  `saved` counts only where
+// the launch has saved weights, and of the moments those that the direction keeps.
+template <class T>
+struct Piece {
+    T *w, *saved;
+    const T* g;
+    float* moments[kMostMoments];
+    Row row;
+    Span span;
+};
+
+template <class T>
+__device__ __forceinline__ Piece<T> piece_of(const Launch& launch) {
+    Piece<T> p;
+    p.span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
+    p.row = launch.rows[p.span.row];
+    if (p.row.gradient == 0) p.span.size = 0;
+    p.w = at<T>(p.row.weight, p.span);
+    p.g = at<const T>(p.row.gradient, p.span);
+    p.saved = static_cast<T*>(launch.saved) + p.row.saved + p.span.start;
+#pragma unroll
+    for (int k = 0; k < kMostMoments; ++k) p.moments[k] = at<float>(p.row.moments[k], p.span);
+    return p;
+}
+
+template <class T>
+__device__ __forceinline__ Scalars scalars_of(const Launch& launch, const Piece<T>& p) {
+    return scalars_of(launch.scalars, p.row, launch.ratios, p.span.row);
+}
+
+// Calls work(n, i) for this thread's elements: n of them, from the i-th on, at a time.
+template <class T, class Work>
+__device__ __forceinline__ void for_each_vector(const Piece<T>& p, const Work& work) {
+    const auto walk = [&](auto n) {
+        constexpr int N = decltype(n)::value;
+        for (std::int64_t i = threadIdx.x * N; i < p.span.size; i += kThreads * N) work(n, i);
+    };
+    if (p.span.vectors)
+        walk(std::integral_constant<int, kVector<T>>{});
+    else
+        walk(std::integral_constant<int, 1>{});
+}
+
+// Calls each(w, g, m) for this thread's elements, with the weight as it is stored in `from`, which it
+// may change, and the first kRead moments.  kSaves: those weights are written to `saved`; kMoves:
+// what has become of them is written to w; the first kKept moments are written.
+template <int kRead, int kKept, bool kSaves, bool kMoves, class T, class Each>
+__device__ __forceinline__ void for_each_element(const Piece<T>& p, const T* from,
+                                                 const Each& each) {
+    for_each_vector(p, [&](auto n, std::int64_t i) {
+        constexpr int N = decltype(n)::value;
+        T ws[N], gs[N];
+        float moments[kMostMoments][N];
+        read(from + i, ws);
+        read(p.g + i, gs);
+#pragma unroll
+        for (int k = 0; k < kRead; ++k) read(p.moments[k] + i, moments[k]);
+        if constexpr (kSaves) write(p.saved + i, ws);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            float m[kMostMoments];
+#pragma unroll
+            for (int k = 0; k < kRead; ++k) m[k] = moments[k][j];
+            each(ws[j], load(gs[j]), m);
+#pragma unroll
+            for (int k = 0; k < kKept; ++k) moments[k][j] = m[k];
+        }
+#pragma unroll
+        for (int k = 0; k < kKept; ++k) write(p.moments[k] + i, moments[k]);
+        if constexpr (kMoves) write(p.w + i, ws);
+    });
+}
+
+// -- the kernels ------------------------------------------------------------------------------
+
+// Reads w, g and the moments of trials; writes saved, w and a partial slope.
+template <class D, class T>
 __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, double* partials) {
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
-    const AdamClass c = class_of<D>(launch, row, span);
+    const Piece<T> p = piece_of<T>(launch);
+    const Scalars c = scalars_of(launch, p);
     double sum = 0.0;
-    if (row.gradient != 0) {
-        T* w = reinterpret_cast<T*>(row.weight) + span.start;
-        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-        const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
-        T* saved = static_cast<T*>(launch.saved) + row.saved + span.start;
-        sum = span.vectors ? first_trial_span<D, kVector<T>>(w, g, v, saved, span.size, c)
-                           : first_trial_span<D, 1>(w, g, v, saved, span.size, c);
-    }
+    for_each_element<D::kTried, 0, true, true>(p, p.w, [&](T& w, float g, float* m) {
+        const float direction = D::tried(g, m, c);
+        w = Stored<T>::from(moved(load(w), direction, c));
+        sum += g * direction;
+    });
     sum = sum_of_block(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum * c.slope_scale;
 }
 
-// -- reads saved, g, v; writes w --------------------------------------------------------------
-
-template <Direction D, int N, class T>
-__device__ __forceinline__ void next_trial_span(T* w, const T* g, const float* v, const T* saved,
-                                                std::int64_t size, const AdamClass& c) {
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N];
-        float vs[N] = {};
-        read(saved + i, ws);
-        read(g + i, gs);
-        if constexpr (kHasMoments<D>) read(v + i, vs);
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const float direction = tried_direction<D>(load(gs[j]), vs[j], c);
-            ws[j] = Stored<T>::from(trial_point(load(ws[j]), direction, c));
-        }
-        write(w + i, ws);
-    }
-}
-
-template <Direction D, class T>
+// Reads saved, g and the moments of trials; writes w.
+template <class D, class T>
 __global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
-    if (row.gradient == 0) return;
-    const AdamClass c = class_of<D>(launch, row, span);
-    T* w = reinterpret_cast<T*>(row.weight) + span.start;
-    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-    const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
-    const T* saved = static_cast<const T*>(launch.saved) + row.saved + span.start;
-    if (span.vectors)
-        next_trial_span<D, kVector<T>>(w, g, v, saved, span.size, c);
-    else
-        next_trial_span<D, 1>(w, g, v, saved, span.size, c);
+    const Piece<T> p = piece_of<T>(launch);
+    const Scalars c = scalars_of(launch, p);
+    for_each_element<D::kTried, 0, false, true>(p, p.saved, [&](T& w, float g, float* m) {
+        w = Stored<T>::from(moved(load(w), D::tried(g, m, c), c));
+    });
 }
 
-// -- reads saved or w, and g, m, v; writes m, v, w --------------------------------------------
-
-template <int N, class T>
-__device__ __forceinline__ void adam_step_span(T* w, const T* from, const T* g, float* m, float* v,
-                                               std::int64_t size, const AdamClass& c) {
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N];
-        float ms[N], vs[N];
-        read(from + i, ws);
-        read(g + i, gs);
-        read(m + i, ms);
-        read(v + i, vs);
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const float gradient = load(gs[j]);
-            ms[j] = first_moment(ms[j], gradient, c);
-            vs[j] = second_moment(vs[j], gradient, c);
-            ws[j] = Stored<T>::from(stepped_weight(load(ws[j]), ms[j], vs[j], c));
-        }
-        write(m + i, ms);
-        write(v + i, vs);
-        write(w + i, ws);
-    }
-}
-
-template <Direction D, class T>
-__global__ void __launch_bounds__(kThreads) adam_step_kernel(Launch launch) {
+// Reads saved or w, g and the moments; writes the moments and w.
+template <class D, class T>
+__global__ void __launch_bounds__(kThreads) step_kernel(Launch launch) {
     if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;  // what is no number, too
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
-    if (row.gradient == 0) return;
-    const AdamClass c = class_of<D>(launch, row, span);
-    T* w = reinterpret_cast<T*>(row.weight) + span.start;
-    const T* from = launch.saved == nullptr
-                        ? w
-                        : static_cast<const T*>(launch.saved) + row.saved + span.start;
-    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-    float* m = reinterpret_cast<float*>(row.exp_avg) + span.start;
-    float* v = reinterpret_cast<float*>(row.exp_avg_sq) + span.start;
-    if (span.vectors)
-        adam_step_span<kVector<T>>(w, from, g, m, v, span.size, c);
-    else
-        adam_step_span<1>(w, from, g, m, v, span.size, c);
+    const Piece<T> p = piece_of<T>(launch);
+    const Scalars c = scalars_of(launch, p);
+    const T* from = launch.saved == nullptr ? p.w : p.saved;
+    for_each_element<D::kMoments, D::kMoments, false, true>(p, from, [&](T& w, float g, float* m) {
+        const float weight = load(w);
+        w = Stored<T>::from(moved(weight, decayed(D::update(g, m, c), weight, c), c));
+    });
 }
 
-// -- reads saved or w, and g; writes w --------------------------------------------------------
-
-template <int N, class T>
-__device__ __forceinline__ void sgd_step_span(T* w, const T* from, const T* g, std::int64_t size,
-                                              const AdamClass& c) {
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N];
-        read(from + i, ws);
-        read(g + i, gs);
-#pragma unroll
-        for (int j = 0; j < N; ++j)
-            ws[j] = Stored<T>::from(sgd_weight(load(ws[j]), load(gs[j]), c));
-        write(w + i, ws);
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) sgd_step_kernel(Launch launch) {
-    if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
-    if (row.gradient == 0) return;
-    const AdamClass c = launch.classes[row.klass];
-    T* w = reinterpret_cast<T*>(row.weight) + span.start;
-    const T* from = launch.saved == nullptr
-                        ? w
-                        : static_cast<const T*>(launch.saved) + row.saved + span.start;
-    const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-    if (span.vectors)
-        sgd_step_span<kVector<T>>(w, from, g, span.size, c);
-    else
-        sgd_step_span<1>(w, from, g, span.size, c);
-}
-
-// -- LAMB: reads w, g, m, v; adds up squares of w and u, then makes ratios of them --------------
-
-template <int N, class T>
-__device__ __forceinline__ void norms_span(const T* w, const T* g, const float* m, const float* v,
-                                           std::int64_t size, const AdamClass& c, double& w_squares,
-                                           double& u_squares) {
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N];
-        float ms[N], vs[N];
-        read(w + i, ws);
-        read(g + i, gs);
-        read(m + i, ms);
-        read(v + i, vs);
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const float weight = load(ws[j]);
-            w_squares += square(weight);
-            u_squares += square(update_of(weight, load(gs[j]), ms[j], vs[j], c));
-        }
-    }
-}
-
-template <class T>
+// For LAMB: reads w, g and the moments; adds the squares of w and of the update up.
+template <class D, class T>
 __global__ void __launch_bounds__(kThreads) norms_kernel(Launch launch, double* partials) {
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
+    const Piece<T> p = piece_of<T>(launch);
+    const Scalars c = scalars_of(launch, p);
     double w_squares = 0.0, u_squares = 0.0;
-    if (row.gradient != 0) {
-        const AdamClass c = launch.classes[row.klass];
-        const T* w = reinterpret_cast<const T*>(row.weight) + span.start;
-        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-        const float* m = reinterpret_cast<const float*>(row.exp_avg) + span.start;
-        const float* v = reinterpret_cast<const float*>(row.exp_avg_sq) + span.start;
-        if (span.vectors)
-            norms_span<kVector<T>>(w, g, m, v, span.size, c, w_squares, u_squares);
-        else
-            norms_span<1>(w, g, m, v, span.size, c, w_squares, u_squares);
-    }
+    for_each_element<D::kMoments, 0, false, false>(p, p.w, [&](T& w, float g, float* m) {
+        const float weight = load(w);
+        w_squares += square(weight);
+        u_squares += square(decayed(D::update(g, m, c), weight, c));
+    });
     w_squares = sum_of_block(w_squares);
-    __syncthreads();
     u_squares = sum_of_block(u_squares);
     if (threadIdx.x == 0) {
         partials[2 * blockIdx.x] = w_squares;
@@ -274,56 +197,42 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(Launch launch, double* 
     }
 }
 
-// One block for each row.
+// Reads those sums; writes a ratio for each row, which has a block.
 __global__ void __launch_bounds__(kThreads)
-    trust_ratios_kernel(const double* partials, const std::int64_t* parts, float clip,
+    trust_ratios_kernel(const double* partials, const std::int64_t* chunk_ranges, float clip,
                         float* ratios) {
     double w_squares = 0.0, u_squares = 0.0;
     for (int kind = 0; kind < 2; ++kind) {
-        const std::int64_t end = parts[4 * blockIdx.x + 2 * kind + 1];
-        for (std::int64_t k = parts[4 * blockIdx.x + 2 * kind] + threadIdx.x; k < end;
-             k += kThreads) {
+        const std::int64_t* range = chunk_ranges + 4 * blockIdx.x + 2 * kind;
+        for (std::int64_t k = range[0] + threadIdx.x; k < range[1]; k += kThreads) {
             w_squares += partials[2 * k];
             u_squares += partials[2 * k + 1];
         }
     }
     w_squares = sum_of_block(w_squares);
-    __syncthreads();
     u_squares = sum_of_block(u_squares);
     if (threadIdx.x == 0) ratios[blockIdx.x] = trust_ratio(w_squares, u_squares, clip);
 }
 
-// -- reads w, g and the weights as they were; writes a partial sum ----------------------------
-
-template <int N, class T>
-__device__ __forceinline__ double alignment_span(const T* w, const T* g, const T* start,
-                                                 std::int64_t size) {
-    double sum = 0.0;
-    for (std::int64_t i = threadIdx.x * N; i < size; i += kThreads * N) {
-        T ws[N], gs[N], starts[N];
-        read(w + i, ws);
-        read(g + i, gs);
-        read(start + i, starts);
-#pragma unroll
-        for (int j = 0; j < N; ++j) sum += alignment_term(load(gs[j]), load(starts[j]), load(ws[j]));
-    }
-    return sum;
-}
-
+// Reads w, g and the weights as they were; writes a partial sum.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     alignment_kernel(Launch launch, const std::int64_t* starts, double* partials) {
-    const Span span = span_of(launch.chunks, blockIdx.x, launch.n_vector, kVector<T>);
-    const Row row = launch.rows[span.row];
-    const std::int64_t start_at = starts[span.row];
+    Piece<T> p = piece_of<T>(launch);
+    const std::int64_t address = starts[p.span.row];
+    if (address == 0) p.span.size = 0;
+    const T* start = at<const T>(address, p.span);
     double sum = 0.0;
-    if (row.gradient != 0 && start_at != 0) {
-        const T* w = reinterpret_cast<const T*>(row.weight) + span.start;
-        const T* g = reinterpret_cast<const T*>(row.gradient) + span.start;
-        const T* start = reinterpret_cast<const T*>(start_at) + span.start;
-        sum = span.vectors ? alignment_span<kVector<T>>(w, g, start, span.size)
-                           : alignment_span<1>(w, g, start, span.size);
-    }
+    for_each_vector(p, [&](auto n, std::int64_t i) {
+        constexpr int N = decltype(n)::value;
+        T ws[N], gs[N], befores[N];
+        read(p.w + i, ws);
+        read(p.g + i, gs);
+        read(start + i, befores);
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+            sum += alignment_term(load(gs[j]), load(befores[j]), load(ws[j]));
+    });
     sum = sum_of_block(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
@@ -337,85 +246,65 @@ void check(cudaError_t status, const char* what) {
 }
 
 // This library has a CUDA runtime of its own, with its own idea of the current device.
-unsigned blocks_on_device(const Launch& launch) {
+// Calls start(direction, x, blocks, stream), which launches a kernel for a direction and a dtype.
+template <class Start>
+void start(const Launch& launch, const char* name, const Start& start_kernel) {
     check(cudaSetDevice(launch.device), "cudaSetDevice");
     if (launch.n_chunks < 1 || launch.n_chunks > 0x7fffffff)
         throw std::runtime_error("CUDA: a launch needs 1 to 2^31 - 1 chunks");
-    return static_cast<unsigned>(launch.n_chunks);
+    by_dtype(launch.dtype, [&](auto x) {
+        by_direction(launch.direction, [&](auto direction) {
+            start_kernel(direction, x, static_cast<unsigned>(launch.n_chunks),
+                         static_cast<cudaStream_t>(launch.stream));
+        });
+    });
+    check(cudaGetLastError(), name);
 }
-
-cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStream_t>(launch.stream); }
 
 }  // namespace
 
 void probe(int device) {
     check(cudaSetDevice(device), "cudaSetDevice");
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, adam_step_kernel<Direction::adam, float>), "loading the kernels");
+    check(cudaFuncGetAttributes(&attributes, step_kernel<Adam, float>), "loading the kernels");
 }
 
 void first_trial(const Launch& launch, double* partials) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction, [&](auto along) {
-            first_trial_kernel<along(), decltype(x)>
-                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
-        });
+    start(launch, "first_trial", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
+        first_trial_kernel<decltype(direction), decltype(x)>
+            <<<blocks, kThreads, 0, stream>>>(launch, partials);
     });
-    check(cudaGetLastError(), "first_trial");
 }
 
 void next_trial(const Launch& launch) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction, [&](auto along) {
-            next_trial_kernel<along(), decltype(x)>
-                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-        });
+    start(launch, "next_trial", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
+        next_trial_kernel<decltype(direction), decltype(x)>
+            <<<blocks, kThreads, 0, stream>>>(launch);
     });
-    check(cudaGetLastError(), "next_trial");
 }
 
-void adam_step(const Launch& launch) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        if (launch.direction == Direction::lamb)
-            adam_step_kernel<Direction::lamb, decltype(x)>
-                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-        else
-            adam_step_kernel<Direction::adam, decltype(x)>
-                <<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
+void step(const Launch& launch) {
+    start(launch, "step", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
+        step_kernel<decltype(direction), decltype(x)><<<blocks, kThreads, 0, stream>>>(launch);
     });
-    check(cudaGetLastError(), "adam_step");
 }
 
-void sgd_step(const Launch& launch) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        sgd_step_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch);
-    });
-    check(cudaGetLastError(), "sgd_step");
-}
-
-void trust_ratios(const Launch& launch, double* partials, const std::int64_t* parts,
+void trust_ratios(const Launch& launch, double* partials, const std::int64_t* chunk_ranges,
                   std::int64_t n_rows, float clip, float* ratios) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        norms_kernel<decltype(x)><<<blocks, kThreads, 0, stream_of(launch)>>>(launch, partials);
+    start(launch, "norms", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
+        norms_kernel<decltype(direction), decltype(x)>
+            <<<blocks, kThreads, 0, stream>>>(launch, partials);
     });
-    check(cudaGetLastError(), "the norms of trust_ratios");
-    trust_ratios_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream_of(launch)>>>(
-        partials, parts, clip, ratios);
+    trust_ratios_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0,
+                          static_cast<cudaStream_t>(launch.stream)>>>(partials, chunk_ranges, clip,
+                                                                      ratios);
     check(cudaGetLastError(), "trust_ratios");
 }
 
 void alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
-    const unsigned blocks = blocks_on_device(launch);
-    by_dtype(launch.dtype, [&](auto x) {
-        alignment_kernel<decltype(x)>
-            <<<blocks, kThreads, 0, stream_of(launch)>>>(launch, starts, partials);
+    start(launch, "alignment", [&](auto, auto x, unsigned blocks, cudaStream_t stream) {
+        alignment_kernel<decltype(x)><<<blocks, kThreads, 0, stream>>>(launch, starts, partials);
     });
-    check(cudaGetLastError(), "alignment");
 }
 
 }  // namespace salsa::cuda

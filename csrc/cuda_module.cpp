@@ -11,26 +11,26 @@ using Address = std::uintptr_t;
 using salsa::cuda::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int64_t n_vector,
-                   Address classes, Address saved, Address skip, int dtype, int device,
+                   Address scalars, Address saved, Address skip, int dtype, int device,
                    Address stream, int direction, Address ratios) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
             n_vector,
-            reinterpret_cast<const salsa::AdamClass*>(classes),
+            reinterpret_cast<const salsa::Scalars*>(scalars),
             reinterpret_cast<void*>(saved),
             reinterpret_cast<const float*>(skip),
             static_cast<salsa::Dtype>(dtype),
             device,
             reinterpret_cast<void*>(stream),
-            static_cast<salsa::Direction>(direction),
+            direction,
             reinterpret_cast<const float*>(ratios)};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_native_cuda, module) {
-    module.doc() = "The CUDA kernels of salsa_fused; called by salsa_fused/kernels/native_cuda.py.";
+    module.doc() = "The CUDA kernels of salsa_fused.";
     module.attr("architectures") = SALSA_CUDA_ARCHITECTURES;
 
     using release_gil = py::call_guard<py::gil_scoped_release>;
@@ -43,15 +43,14 @@ PYBIND11_MODULE(_native_cuda, module) {
         release_gil());
     module.def("probe", &salsa::cuda::probe, release_gil());
     module.def("next_trial", &salsa::cuda::next_trial, release_gil());
-    module.def("adam_step", &salsa::cuda::adam_step, release_gil());
-    module.def("sgd_step", &salsa::cuda::sgd_step, release_gil());
+    module.def("step", &salsa::cuda::step, release_gil());
     module.def(
         "trust_ratios",
-        [](const Launch& launch, Address partials, Address parts, std::int64_t n_rows, float clip,
-           Address ratios) {
+        [](const Launch& launch, Address partials, Address chunk_ranges, std::int64_t n_rows,
+           float clip, Address ratios) {
             salsa::cuda::trust_ratios(launch, reinterpret_cast<double*>(partials),
-                                      reinterpret_cast<const std::int64_t*>(parts), n_rows, clip,
-                                      reinterpret_cast<float*>(ratios));
+                                      reinterpret_cast<const std::int64_t*>(chunk_ranges), n_rows,
+                                      clip, reinterpret_cast<float*>(ratios));
         },
         release_gil());
     module.def(

@@ -2,26 +2,30 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu_kernels.h"
-#include "watch.h"
 
 namespace py = pybind11;
+
+namespace salsa {
+void add_columns(py::module_& module);  // columns.cpp: what kernels/columns.py calls
+}
 
 namespace {
 
 using Address = std::uintptr_t;
 using salsa::cpu::Launch;
 
-Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address classes,
-                   Address saved, int dtype, bool stream, int threads, int direction, Address ratios) {
+Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address scalars,
+                   Address saved, int dtype, bool past_caches, int threads, int direction,
+                   Address ratios) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
-            reinterpret_cast<const salsa::AdamClass*>(classes),
+            reinterpret_cast<const salsa::Scalars*>(scalars),
             reinterpret_cast<void*>(saved),
             static_cast<salsa::Dtype>(dtype),
-            stream,
+            past_caches,
             threads,
-            static_cast<salsa::Direction>(direction),
+            direction,
             reinterpret_cast<const float*>(ratios)};
 }
 
@@ -29,21 +33,15 @@ double first_trial(const Launch& launch, Address partials) {
     return salsa::cpu::first_trial(launch, reinterpret_cast<double*>(partials));
 }
 
-const char* compiler() {
-#if defined(__VERSION__)
-    return __VERSION__;
-#else
-    return "unknown";
-#endif
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The compiled part of salsa_fused; called by salsa_fused/kernels/{native,watch}.py.";
-    module.attr("compiler") = compiler();
+    module.doc() = "The CPU's kernels of salsa_fused, and its looks at lists of tensors.";
+    module.attr("compiler") = __VERSION__;
     module.attr("openmp") = salsa::cpu::has_openmp();
-    module.attr("class_fields") = sizeof(salsa::AdamClass) / sizeof(float);
+#define SALSA_COUNT(D, place) +1
+    module.attr("directions") = 0 SALSA_DIRECTIONS(SALSA_COUNT);
+    module.attr("scalar_fields") = sizeof(salsa::Scalars) / sizeof(float);
     module.attr("row_fields") = sizeof(salsa::Row) / sizeof(std::int64_t);
 
     using release_gil = py::call_guard<py::gil_scoped_release>;
@@ -53,8 +51,7 @@ PYBIND11_MODULE(_native, module) {
         salsa::cpu::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
     });
     module.def("cpu_next_trial", &salsa::cpu::next_trial, release_gil());
-    module.def("cpu_adam_step", &salsa::cpu::adam_step, release_gil());
-    module.def("cpu_sgd_step", &salsa::cpu::sgd_step, release_gil());
+    module.def("cpu_step", &salsa::cpu::step, release_gil());
     module.def(
         "cpu_trust_ratios",
         [](const Launch& launch, Address partials, Address ratios, std::int64_t n_rows, float clip) {
@@ -69,5 +66,5 @@ PYBIND11_MODULE(_native, module) {
                                          reinterpret_cast<double*>(partials));
         },
         release_gil());
-    salsa::add_watching(module);
+    salsa::add_columns(module);
 }

@@ -35,7 +35,6 @@ def not_compiled(function: F) -> F:
 set_grad_mode: Callable[[bool], object]
 set_grad_mode = getattr(torch._C, "_set_grad_enabled", torch.set_grad_enabled)
 
-
 # True where torch keeps these hooks elsewhere: it has to be asked in every step then
 _pre_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_pre_hooks", True)
 _post_hooks_of_all: Any = getattr(optimizers, "_global_optimizer_post_hooks", True)
@@ -68,21 +67,24 @@ def hooked_where_watched(func: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-def load_hooks(optimizer: Optimizer, when: Literal["before", "after"]) -> list[Callable[..., Any]]:
+def load_hooks(optimizer: Optimizer, when: Literal["pre", "post"]) -> list[Callable[..., Any]]:
     """Return what the user has registered for a state dict that is loaded.
 
     Where torch keeps these hooks elsewhere they are not found, and not called.
     """
-    name = {
-        "before": "_optimizer_load_state_dict_pre_hooks",
-        "after": "_optimizer_load_state_dict_post_hooks",
-    }[when]
-    return list(getattr(optimizer, name, {}).values())
+    return list(getattr(optimizer, f"_optimizer_load_state_dict_{when}_hooks", {}).values())
 
 
 def parts_of(scheduler: Any) -> list[Any]:
     """Return the schedulers that one consists of, as SequentialLR and ChainedScheduler do."""
     return list(getattr(scheduler, "_schedulers", ()))
+
+
+def ranks() -> int:
+    """Return how many processes run in torch.distributed; 1 where none was set up."""
+    distributed = torch.distributed
+    is_set_up = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_set_up else 1
 
 
 # -- many tensors at once ---------------------------------------------------------------------
@@ -97,28 +99,16 @@ copy_each: Callable[[Sequence[Tensor], Sequence[Tensor]], object]
 copy_each = getattr(torch, "_foreach_copy_", _copy_one_by_one)
 
 
-def _norms_one_by_one(tensors: Sequence[Tensor], order: float) -> list[Tensor]:
-    return [torch.linalg.vector_norm(tensor, order) for tensor in tensors]
-
-
-_norms: Callable[[Sequence[Tensor], float], Sequence[Tensor]]
-_norms = getattr(torch, "_foreach_norm", _norms_one_by_one)
-
-
 def largest_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the largest absolute value of each tensor; not a number where one of them is not."""
-    return list(_norms(tensors, math.inf))
-
-
-# -- caches -----------------------------------------------------------------------------------
-
-_clear_autocast_cache: Callable[[], object]
-_clear_autocast_cache = getattr(torch, "clear_autocast_cache", lambda: None)
+    if hasattr(torch, "_foreach_norm"):
+        return list(torch._foreach_norm(list(tensors), math.inf))
+    return [torch.linalg.vector_norm(tensor, math.inf) for tensor in tensors]
 
 
 def forget_cached_weights() -> None:
     """Drop what autocast and parametrizations have computed from the weights before."""
-    _clear_autocast_cache()
+    getattr(torch, "clear_autocast_cache", lambda: None)()
     # looked up in every call: torch puts another one in its place
     if cached := getattr(parametrize, "_cache", None):
         cached.clear()
@@ -126,9 +116,8 @@ def forget_cached_weights() -> None:
 
 # -- tensors in memory ------------------------------------------------------------------------
 
-# what csrc/watch.cpp reads tensors with; None where this torch has none
+# what csrc/columns.cpp reads tensors with; None where this torch has none
 dlpack_exchange_api: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-
 
 _version = attrgetter("_version")
 

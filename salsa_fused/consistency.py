@@ -1,20 +1,28 @@
-"""Do trials evaluate the function whose gradient the search goes along?  Looked at twice a run.
+"""Checks that trials evaluate the function whose gradient the search goes along, twice in a run.
 
-On the first search, and once more after the first steps, when weights that began equal (a momentum
-encoder's) have come apart.  Each finding is a warning that names likely causes, said once.
+They run on the first search, and once more after the first steps, when weights that began equal (a
+momentum encoder's) have come apart.  Each finding is a warning that names likely causes, once.
+
+A trial runs the forward again, so whatever it counts or averages on the way is counted once more:
+BatchNorm's running statistics, a momentum encoder, a codebook.  ``module=`` replays buffers; the
+rest the user has to know of.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .evaluation import Evaluations
+from ._torch import versions_of
 from .line_search import FLAT_ULPS, LineSearch
-from .side_effects import SideEffects, called_modules
+from .look_back import FIRST_STEPS
+from .trials import Trials
 from .warning import first_of
 
 ANOTHER_LOSS = 1.5  # a ratio of losses that no other dropout mask explains
@@ -23,22 +31,74 @@ LONGEST_SLOPE_STEP = 0.1
 LINEAR = 0.1  # a difference between ratios at two step sizes
 LARGEST_DECREASE = 0.01  # of the loss, in the smallest step that it resolves
 RESOLVED = 1000  # rounding errors of the loss that the expected decrease has to exceed
+EXACT = (torch.float32, torch.float64)  # others lose small steps in the weights' rounding
 SLOPE_RATIOS = (0.8, 1.25)  # observed to expected decrease; 0.95 to 1.0 where all is right
 
 SILENCE = "check_replay=False silences this"
 
 
-class Consistency:
-    """The checks of one search; ``replayed`` and ``trained`` as for :class:`SideEffects`."""
+@contextmanager
+def called_modules() -> Iterator[list[nn.Module]]:
+    """Find the modules whose forward runs inside: hooks on all modules tell, and are removed."""
+    found: list[nn.Module] = []
+    handle = register_module_forward_pre_hook(lambda module, args: found.append(module))
+    try:
+        with warnings.catch_warnings():  # torch tells users of such hooks; these are ours
+            warnings.filterwarnings("ignore", "Using `torch.compile")
+            yield found
+    finally:
+        handle.remove()
+
+
+class SideEffects:
+    """``SideEffects(modules, ...)`` between two evaluations; afterwards what the second changed.
+
+    ``trained``: ids of the tensors that the optimizer moves.  ``replayed``: the module whose
+    buffers are put back, if there is one.
+    """
 
     def __init__(
-        self, calls: Evaluations, replayed: nn.Module | None, trained: Collection[int]
+        self, modules: list[nn.Module], trained: Collection[int], replayed: nn.Module | None
     ) -> None:
-        self._calls = calls
-        self._once = calls.habits.once
+        known = {*trained}
+        if replayed is not None:
+            known |= {id(buffer) for buffer in replayed.buffers()}
+        owners = {id(owner): owner for module in modules for owner in module.modules()}
+        self._seen: list[tuple[str, bool, Tensor, list[int]]] = []
+        for owner in owners.values():
+            for is_buffer, tensors in ((True, owner._buffers), (False, owner._parameters)):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in known:
+                        known.add(id(tensor))
+                        label = f"{name!r} of {type(owner).__name__}"
+                        self._seen.append((label, is_buffer, tensor, versions_of([tensor])))
+
+    def changed(self) -> tuple[list[str], list[str]]:
+        """Name the buffers, and the parameters, that were written to since."""
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for label, is_buffer, tensor, version in self._seen:
+            if versions_of([tensor]) != version:
+                names[is_buffer].append(label)
+        return names[True], names[False]
+
+
+class Consistency:
+    """The checks of one search, after so many steps.
+
+    ``replayed``: the module whose buffers are put back, if there is one.
+    """
+
+    def __init__(self, trials: Trials, replayed: nn.Module | None, steps: int) -> None:
+        self._trials = trials
+        self._habits = trials.habits
+        self._parameters = trials.evaluation.parameters
         self._replayed = replayed
-        self._trained = trained
+        self._warm = steps >= FIRST_STEPS
         self._effects: SideEffects | None = None
+
+    def is_due(self, made: int) -> bool:
+        """Return whether to check: on the first search, and once more after the first steps."""
+        return made < 1 + self._warm
 
     # -- the same function --------------------------------------------------------------------
 
@@ -48,43 +108,48 @@ class Consistency:
         Where a trial without a graph gives another loss and one with a graph the first one's,
         trials have a graph from now on: some modules take other ways under ``no_grad``.
 
-        Returns whether anything could be compared: it needs a finite loss.
+        Returns:
+            Whether anything could be compared: it needs a finite loss.
         """
-        calls = self._calls
-        if not math.isfinite(first := loss.item()):
+        trials, habits = self._trials, self._habits
+        sign = trials.evaluation.sign
+        first = sign * loss.item()
+        if not math.isfinite(first):
             return False
         tolerance = FLAT_ULPS * torch.finfo(loss.dtype).eps
         with called_modules() as modules:
-            again = calls.trial()
-        self._effects = SideEffects(modules, self._trained, self._replayed)
-        expected = first if calls.knows_first else again
-        if not calls.knows_first and not calls.with_graph:
-            expected = calls.trial_with_graph()
-        if not calls.with_graph and not _close(again, expected, tolerance):
-            with_graph = calls.trial_with_graph()
+            again = trials.loss()
+        trained = set(map(id, self._parameters))
+        self._effects = SideEffects(modules, trained, self._replayed)
+        expected = first if trials.repeat_first else again
+        if not trials.repeat_first and not trials.with_graph:
+            expected = trials.loss_with_graph()
+        if not trials.with_graph and not _close(again, expected, tolerance):
+            with_graph = trials.loss_with_graph()
             if _close(with_graph, expected, tolerance):
-                calls.habits.needs_graph = True
+                habits.needs_graph = True
                 again = with_graph
-        if calls.knows_first:
-            calls.habits.losses_agree = _close(again, first, tolerance)
+        if trials.repeat_first:
+            habits.losses_agree = _close(again, first, tolerance)
         else:
-            calls.habits.losses_agree = 1.0 / ANOTHER_LOSS < _ratio(again, first) < ANOTHER_LOSS
-        if not calls.habits.losses_agree:
-            self._say_that_losses_differ(first, again)
-        calls.habits.scale = max(calls.habits.scale, abs(first))
+            habits.losses_agree = 1.0 / ANOTHER_LOSS < _ratio(again, first) < ANOTHER_LOSS
+        if not habits.losses_agree:
+            self._say_that_losses_differ(sign * first, sign * again)  # as the closure returned them
+        habits.scale = max(habits.scale, abs(first))
         return True
 
     def look_for_a_missing_graph(self, eps: float) -> None:
-        """After a search without success: do trials evaluate another function without a graph?
+        """Find out, after a search without success, whether trials need a graph from now on.
 
         That may begin at any time, with ``model.eval()`` for example.
         """
-        calls = self._calls
-        without = calls.trial()
-        with_graph = calls.trial_with_graph()
+        if self._trials.with_graph:
+            return
+        without = self._trials.loss()
+        with_graph = self._trials.loss_with_graph()
         tolerance = FLAT_ULPS * eps
-        if not _close(without, with_graph, tolerance) and _close(without, calls.trial(), tolerance):
-            calls.habits.needs_graph = True
+        if not _close(without, with_graph, tolerance):
+            self._habits.needs_graph = _close(without, self._trials.loss(), tolerance)
 
     def _say_that_losses_differ(self, first: float, again: float) -> None:
         found = (
@@ -98,7 +163,7 @@ class Consistency:
         )
         if self._replayed is None:
             causes += ", and pass module=model if a forward changes buffers"
-        if self._calls.given_loss:
+        if not self._trials.evaluation.called:
             found = (
                 f"`loss` is {first:.9g}, and the closure returns {again:.9g} for the same weights"
             )
@@ -110,7 +175,7 @@ class Consistency:
                     "to be the same sum or mean over the same micro-batches, the one whose "
                     "gradients are there. Otherwise: " + causes
                 )
-        self._once.say(
+        self._habits.once.say(
             "losses",
             f"{found}. A line search compares losses of one mini-batch: {causes}. {SILENCE}.",
         )
@@ -118,14 +183,14 @@ class Consistency:
     # -- side effects -------------------------------------------------------------------------
 
     def look_at_side_effects(self) -> None:
-        """After a further evaluation: has it changed what the step does not put back?"""
+        """Warn where a further evaluation has changed what the step does not put back."""
         effects, self._effects = self._effects, None
         if effects is None:
             return
         buffers, parameters = effects.changed()
         if buffers:
             which = "another module of it" if self._replayed is not None else "the model"
-            self._once.say(
+            self._habits.once.say(
                 "buffers",
                 f"a forward changes buffers ({first_of(buffers)}), and every trial of the line "
                 f"search changes them once more: pass module=model to the constructor. (It was "
@@ -133,7 +198,7 @@ class Consistency:
                 f"hold {which}; for several models nn.ModuleList([a, b]).) " + SILENCE,
             )
         if parameters:
-            self._once.say(
+            self._habits.once.say(
                 "parameters",
                 f"a forward changes parameters that this optimizer does not train "
                 f"({first_of(parameters)}; a momentum encoder?), and every trial of the line "
@@ -144,44 +209,46 @@ class Consistency:
     # -- the slope ----------------------------------------------------------------------------
 
     def compare_slope(
-        self, search: LineSearch, eps: float, decrease_at: Callable[[float], float]
+        self, search: LineSearch, eps: float, move_by: Callable[[float], object]
     ) -> bool:
         """Warn where the loss falls by another amount than the gradients promise.
 
-        ``eps``: of the loss' dtype.  ``decrease_at``: moves the weights by a step size, and
-        returns how much lower the loss is there.  Returns whether anything could be compared.
+        ``move_by`` moves the weights to a trial with a step size.
+
+        Returns:
+            Whether anything could be compared.
         """
-        calls = self._calls
-        if not (calls.knows_first and calls.habits.losses_agree):
+        if not (self._trials.repeat_first and self._habits.losses_agree):
             return False  # the gradients are of another function: of other dropout masks, for one
-        ratio = self._observed_to_expected(search, eps, decrease_at)
+        trained = [p for p in self._parameters if p.requires_grad and p.numel() > 0]
+        if any(parameter.dtype not in EXACT for parameter in trained):
+            return False
+
+        def ratio_at(step_size: float) -> float:
+            move_by(step_size)
+            return (search.loss - self._trials.loss()) / (step_size * search.slope)
+
+        ratio = self._observed_to_expected(search, eps, ratio_at)
         if ratio is None:
             return False
         low, high = SLOPE_RATIOS
         if not low <= ratio <= high:
-            self._once.say("slope", _wrong_slope(ratio, too_small=ratio > high))
+            self._habits.once.say("slope", _wrong_slope(ratio, too_small=ratio > high))
         return True
 
     def _observed_to_expected(
-        self,
-        search: LineSearch,
-        eps: float,
-        decrease_at: Callable[[float], float],
+        self, search: LineSearch, eps: float, ratio_at: Callable[[float], float]
     ) -> float | None:
-        """The ratio at a hundredth of the accepted step size, where the loss is nearly linear.
+        """Return the ratio at a hundredth of the step size, where the loss is almost linear.
 
         Where the loss does not resolve so little, or nothing was accepted: at the smallest step
         that it resolves.  What is not as it should be is looked at twice, at half the step, too:
         a loss that is not linear there, or is mostly rounding, tells nothing.
         """
         # what is rounded is of the size of the loss at first, however small it is now
-        smallest = RESOLVED * eps * max(abs(search.loss), self._calls.habits.scale)
+        smallest = RESOLVED * eps * max(abs(search.loss), self._habits.scale)
         if not 0.0 < smallest <= LARGEST_DECREASE * abs(search.loss):
             return None
-
-        def ratio_at(step_size: float) -> float:
-            return decrease_at(step_size) / (step_size * search.slope)
-
         step_size = max(SLOPE_STEP * search.step_size, smallest / search.slope)
         if search.outcome != "accepted" or step_size > LONGEST_SLOPE_STEP * search.step_size:
             step_size = 2.0 * smallest / search.slope
@@ -217,5 +284,5 @@ def _close(a: float, b: float, tolerance: float) -> bool:
 
 
 def _ratio(again: float, first: float) -> float:
-    """How many times the loss was returned; 1 where losses have no ratio."""
+    """Return the ratio of two losses; 1 where they have none."""
     return again / first if first != 0.0 and math.isfinite(again) else 1.0

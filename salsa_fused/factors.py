@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.optim.optimizer import Optimizer
 
 from ._torch import parts_of
+from .plain_numbers import is_number
 
 Scheduler = TypeVar("Scheduler", bound=LRScheduler)
 
@@ -86,7 +87,11 @@ def as_factor(scheduler: Any, peak: float | None = None) -> Any:
     _check_peak(peak)
     scheduler.__class__ = _class_of(type(scheduler))
     assert isinstance(scheduler, _AsFactor)
-    scheduler.begin(float(peak), loaded is not None)
+    if loaded is None:
+        scheduler.peak_lr = float(peak)
+        scheduler.divide()
+    else:
+        _write(scheduler.optimizer, scheduler._factors)
     _with_factors.add(scheduler.optimizer)
     if scheduler.peak_lr != 1.0:  # else they may be learning rates all the same
         _surely_factors.add(scheduler.optimizer)
@@ -98,7 +103,7 @@ class Factor(float):
 
 
 def has_factors(optimizer: Optimizer) -> bool:
-    """Whether a scheduler writes factors into its groups, as far as that is known."""
+    """Return whether a scheduler is known to write factors into the groups of this optimizer."""
     lrs = [group["lr"] for group in optimizer.param_groups]
     return optimizer in _surely_factors or any(isinstance(lr, Factor) for lr in lrs)
 
@@ -115,36 +120,24 @@ class _AsFactor(LRScheduler):
     _rates: list[float]  # each group's learning rate as the scheduler left it
     _factors: list[float]  # and what stands for it in the group
 
-    def begin(self, peak: float, loaded: bool) -> None:
-        if loaded:
-            _write(self.optimizer, self._factors)
-        else:
-            self.peak_lr = peak
-            self._divide()
-
     def step(self, *arguments: Any, **keywords: Any) -> None:
-        """As the scheduler's own."""
+        """Step the scheduler on its learning rates, and write factors again."""
         _write(self.optimizer, self._present_rates())
         try:
             super().step(*arguments, **keywords)
         finally:
-            self._divide()
+            self.divide()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the scheduler's own; before or after the optimizer's."""
+        """Load the scheduler's state, before or after the optimizer's."""
         left = self._factors
         super().load_state_dict(state_dict)
         if "peak_lr" not in state_dict:  # of a time when it was no factor
             self._rates = [float(rate) for rate in self.get_last_lr()]
             self._factors = [rate / self.peak_lr for rate in self._rates]
-        groups = self.optimizer.param_groups
-        _write(
-            self.optimizer,
-            [
-                loaded if float(group["lr"]) == here else float(group["lr"])
-                for group, here, loaded in zip(groups, left, self._factors)
-            ],
-        )
+        for group, here, loaded in zip(self.optimizer.param_groups, left, self._factors):
+            if float(group["lr"]) == here:  # else the loaded optimizer's
+                write_lr(group, loaded)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.scheduler_class,), vars(self).copy()
@@ -159,7 +152,8 @@ class _AsFactor(LRScheduler):
                 present.append(lr * self.peak_lr)
         return present
 
-    def _divide(self) -> None:
+    def divide(self) -> None:
+        """Note the groups' learning rates, and write factors in their place."""
         groups = self.optimizer.param_groups
         self._rates = [float(group["lr"]) for group in groups]
         _write(self.optimizer, [rate / self.peak_lr for rate in self._rates])
@@ -167,13 +161,13 @@ class _AsFactor(LRScheduler):
 
 
 def _class_of(scheduler_class: type[LRScheduler]) -> type[LRScheduler]:
-    """One for all schedulers of a class."""
+    """Return the derived class, one for all schedulers of a class."""
     if scheduler_class not in _classes:
         names = ("__module__", "__qualname__", "__doc__")
         own = {name: getattr(scheduler_class, name) for name in names}
         own["scheduler_class"] = scheduler_class
-        made = type(scheduler_class.__name__, (_AsFactor, scheduler_class), own)
-        _classes[scheduler_class] = made
+        bases = _AsFactor, scheduler_class
+        _classes[scheduler_class] = type(scheduler_class.__name__, bases, own)
     return _classes[scheduler_class]
 
 
@@ -182,12 +176,17 @@ def _unpickled(scheduler_class: type[LRScheduler]) -> LRScheduler:
 
 
 def _write(optimizer: Optimizer, values: Sequence[float]) -> None:
-    """Into the groups; groups may share a tensor, so all values are read before."""
+    """Write values into the groups. They were all read before: groups may share a tensor."""
     for group, value in zip(optimizer.param_groups, values):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(value)
-        else:
-            group["lr"] = value
+        write_lr(group, value)
+
+
+def write_lr(group: dict[str, Any], value: float) -> None:
+    """Write a group's ``lr``, in place where it is a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(value)
+    else:
+        group["lr"] = value
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
@@ -219,7 +218,7 @@ def _function_of(peak: Any, second: Any) -> Callable[[float], float]:
     largest = float(peak)
 
     def factor(lr: float) -> float:
-        if not _is_number(lr) or not 0.0 <= float(lr) < math.inf:
+        if not is_number(lr) or not 0.0 <= float(lr) < math.inf:
             raise ValueError(f"the learning rate must be a number >= 0 and finite, got {lr!r}")
         return Factor(float(lr) / largest)
 
@@ -227,14 +226,8 @@ def _function_of(peak: Any, second: Any) -> Callable[[float], float]:
 
 
 def _check_peak(peak: Any) -> None:
-    if not _is_number(peak) or not 0.0 < float(peak) < math.inf:
+    if not is_number(peak) or not 0.0 < float(peak) < math.inf:
         raise ValueError(
             f"the peak must be a learning rate, positive and finite, got {peak!r}: as_factor "
             "divides by it"
         )
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, Real) and not isinstance(value, bool)

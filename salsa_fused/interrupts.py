@@ -1,4 +1,4 @@
-"""Signals are heard in the user's code, or when the step is complete; never in half a step.
+"""Signals are handled in the user's code, or when the step is complete; never in half a step.
 
 Python runs the handler of a signal between any two instructions, and many a handler raises: that of
 Ctrl-C, those of time limits and of clusters, and a data loader's for a worker that died.
@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
@@ -22,16 +22,14 @@ except ImportError:  # another Python
     signal = importlib.import_module("signal")
 
 Handler = Callable[[int, FrameType | None], Any]
+Undo = Callable[[], object]
+
+NAMES = "INT TERM ALRM USR1 USR2 HUP CHLD QUIT VTALRM PROF XCPU BREAK"
+"""What may have a handler in Python; to ask for one takes a step 30 ns."""
 
 CANDIDATES: tuple[int, ...] = tuple(
-    getattr(signal, name)
-    for name in (
-        *("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCHLD", "SIGQUIT"),
-        *("SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGBREAK"),
-    )
-    if hasattr(signal, name)
+    getattr(signal, f"SIG{name}") for name in NAMES.split() if hasattr(signal, f"SIG{name}")
 )
-"""What may have a handler in Python; to ask for one takes a step 30 ns."""
 
 DEFAULT, getsignal, set_signal = signal.SIG_DFL, signal.getsignal, signal.signal
 
@@ -50,12 +48,12 @@ if hasattr(os, "register_at_fork"):
 class Interrupts:
     """``with Interrupts() as interrupts:`` around a step, ``interrupts.heard()`` around user code.
 
-    In the main thread, where handlers run, it takes the place of every handler that is written in
-    Python, and notes what comes: each signal once, as the system does while it blocks them. On the
-    way out all handlers are put back, and then those of what was noted are called.
+    In the main thread, where handlers run, it replaces every handler that is written in Python and
+    notes the signals that come: each once, as the system does while it blocks them. On the way out
+    all handlers are put back, and those of the noted signals are called.
 
-    A handler that raises while they are exchanged may cut that off. So one that stayed behind asks
-    whether its step is still on the stack, and if not, makes up for it.
+    A handler that raises may interrupt this exchange. A replacement that was left behind therefore
+    checks whether its step is still on the stack, and if not, puts the handlers back.
     """
 
     __slots__ = ("_held", "_in_main", "_noted")
@@ -74,7 +72,7 @@ class Interrupts:
         return self
 
     def heard(self) -> Heard:
-        """Around the user's code in a step."""
+        """Return a context for the user's code in a step, in which signals are not held back."""
         return Heard(self)
 
     def hold(self) -> None:
@@ -129,7 +127,7 @@ class Interrupts:
         return handler if callable(handler) else None
 
     def _is_on(self, frame: FrameType | None) -> bool:
-        """Whether the step is on this stack: its functions have a variable for this object."""
+        """Return whether the step is on this stack: its functions have a variable for it."""
         while frame is not None:
             if frame.f_globals.get("__package__") == __package__:
                 variables = frame.f_locals
@@ -170,10 +168,10 @@ def _in_python() -> list[tuple[int, Handler]]:
 
 
 class Heard:
-    """Around the user's code in a step.
+    """A context for the user's code in a step.
 
-    No generator: one that an interrupt keeps from going on holds signals back again when it is
-    collected, and for ever.
+    It is no generator: one that an interrupt has cut off would hold signals back again, for ever,
+    when it is collected as garbage.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:
@@ -199,3 +197,25 @@ def is_running(code: CodeType, owner: object) -> bool:
                 return True
             caller = caller.f_back
     return False
+
+
+def take_back(changes: Sequence[Undo], error: BaseException, interrupts: Interrupts) -> None:
+    """Undo all that a step has begun, the last first, whatever fails on the way.
+
+    Raises:
+        RuntimeError: user code has freed or replaced what was to be put back; ``error`` is its
+            cause. One that is to end the process (Ctrl-C) is raised itself, with a note.
+    """
+    try:
+        interrupts.hold()  # an interrupt on the way out of the closure has not done so
+    finally:  # and another may come just now
+        lost = None
+        for undo in reversed(changes):
+            try:
+                undo()
+            except Exception as failed:
+                lost = lost or failed
+        if lost is not None and isinstance(error, Exception):
+            raise lost from error
+        if lost is not None and hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(str(lost))

@@ -26,15 +26,13 @@ Nothing here knows of tensors, models or optimizers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from . import look_back
+from .search_settings import SearchSettings
 
 Outcome = Literal["accepted", "flat", "exhausted", "non_finite"]
 
-WARM_START_STEPS = look_back.FIRST_STEPS  # every one of them searches
 FIRST_REJECTIONS = 100  # allowed until a search has been accepted once
 MAX_DOUBLINGS = 60  # enough to climb back from the smallest step size that is kept
 FLAT_ULPS = 8  # a difference of so many rounding errors of the loss teaches nothing
@@ -42,27 +40,6 @@ FLATS_TO_LOCATE = 10  # flat searches in a row, after which the order of magnitu
 SMALLEST_KEPT = 1e-12  # of the last accepted step size, after an exhausted search
 LARGEST_GROWTH = 2.0**MAX_DOUBLINGS  # between two searches
 LARGEST_STEP_SIZE = 1e38  # about the largest number of fp32
-
-
-class SearchSettings(NamedTuple):
-    """The constants of the search, one set per optimizer (see the module's table)."""
-
-    c: float = 0.5
-    beta3: float = 0.99
-    backtrack: float = 0.7
-    growth: float = 2 ** (1 / 20)
-    growth_per: Literal["search", "step"] = "search"
-    init_step_size: float = 1.0
-    schedule: Literal["doubling", "rate"] = "doubling"
-    search_period: tuple[int, int] | None = (1, 10)
-    max_trials: int = 10
-    look_back: bool | None = False  # what is applied is what is found, or follows look_back.py
-    total_steps: int | None = None  # the horizon, where it is known
-
-    @classmethod
-    def read_from(cls, numbers: Mapping[str, Any]) -> SearchSettings:
-        """The settings that stand in ``numbers`` (a parameter group) under these names."""
-        return cls(*[numbers[name] for name in cls._fields])
 
 
 class SearchState(NamedTuple):
@@ -81,33 +58,21 @@ class SearchState(NamedTuple):
     skipped_steps: int = 0
     searches: int = 0
     total_trials: int = 0
-    next_unit: int = 0  # whose turn it is, where units take turns (see cycle.py)
+    next_unit: int = 0  # whose turn it is, where units take turns (see turns.py)
     accepted_step_size: float = 1.0  # by the last accepted search; before it, where searches start
     flat_searches: int = 0  # in a row, those with slope 0 not counted
-    applied_step_size: float = 1.0  # this and all below: see look_back.Window
-    window_begin: int = 0
-    window_end: int = 0
-    looks_sum: float = 0.0
-    looks_size: float = 0.0
-    last_look: int = 0
-    last_change: int = 0
-    first_move: float = 0.0
-    longest: float = 0.0
 
     @classmethod
     def fresh(cls, settings: SearchSettings) -> SearchState:
+        """Return the state before the first step."""
         period = settings.search_period[0] if settings.search_period else 1
         start = settings.init_step_size
-        return cls(
-            step_size=start, accepted_step_size=start, applied_step_size=start, period=period
-        )
+        return cls(step_size=start, accepted_step_size=start, period=period)
 
     @classmethod
-    def read_from(cls, numbers: Mapping[str, Any]) -> SearchState:
-        return cls(*[numbers[name] for name in cls._fields])
-
-
-STATE_NAMES = SearchState._fields
+    def read_from(cls, group: Mapping[str, Any]) -> SearchState:
+        """Return the state that stands in a parameter group under these names."""
+        return cls(*[group[name] for name in cls._fields])
 
 
 class SearchResult(NamedTuple):
@@ -131,7 +96,7 @@ class SearchResult(NamedTuple):
 
 
 class LineSearch:
-    """One search; nothing in ``state`` changes before :meth:`finish`.
+    """One search; :meth:`finish` returns the state after it.
 
     ::
 
@@ -146,10 +111,7 @@ class LineSearch:
     """
 
     def __init__(
-        self,
-        settings: SearchSettings,
-        state: SearchState,
-        unit: int | None = None,
+        self, settings: SearchSettings, state: SearchState, unit: int | None = None
     ) -> None:
         self.settings = settings
         self.state = state
@@ -161,46 +123,17 @@ class LineSearch:
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
         self.trials = self.rejections = self.skipped_before = 0
-        self.looks: Sequence[float] = ()  # back on the window, see look_back.py
-        self._first_move = state.first_move
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
 
-    # -- when ---------------------------------------------------------------------------------
-
-    # These two read what they need from ``numbers``, a parameter group with settings and state:
-    # most steps search nothing, and have no use for more.
-
-    @staticmethod
-    def due(numbers: Mapping[str, Any], waited: int) -> bool:
-        """On the first ten steps, then when ``L`` steps have passed since the last search.
-
-        ``waited``: steps since then; of units that take turns, since a search of any of them.
-        """
-        if numbers["search_period"] is None:
-            return False
-        return numbers["steps"] < WARM_START_STEPS or waited + 1 >= numbers["period"]
-
-    @staticmethod
-    def plain_step(numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """What a step without a search changes: the step size never grows untested."""
-        return {
-            "steps": numbers["steps"] + 1,
-            "steps_since_search": numbers["steps_since_search"] + 1,
-        }
-
     # -- a search -----------------------------------------------------------------------------
 
-    def hear_of_skipped(self, count: int) -> None:
-        """Steps that a device skipped since the last search, unknown to the host until now."""
+    def add_skipped(self, count: int) -> None:
+        """Count the steps that a device has skipped by itself since the last search."""
         self.skipped_before = count
         self.state = self.state._replace(skipped_steps=self.state.skipped_steps + count)
         self._after = self.state
-
-    def hear_of_first_move(self, largest: float) -> None:
-        """The largest step size that may be applied on the first steps."""
-        self._first_move = largest
 
     def first_trial(self) -> float:
         """Begin a search: the step size to try first, known before the slope is."""
@@ -208,11 +141,11 @@ class LineSearch:
         return self.step_size
 
     def start_from(self, loss: float, slope: float, eps: float) -> None:
-        """``loss`` f0 and ``slope`` -<g, d> at the weights; ``eps`` of the loss' dtype."""
+        """Set loss f0 and slope -<g, d> at the weights; ``eps`` is that of the loss' dtype."""
         self.loss, self.slope = loss, slope
         self._resolution = FLAT_ULPS * eps * abs(loss)
         if not (math.isfinite(loss) and math.isfinite(slope)):
-            self._skip("non_finite", self.state)
+            self._end("non_finite", self.state)
         elif slope == 0.0:  # of no use for counting flat searches: there was no trial
             self._end("flat", self.state)
         else:
@@ -241,7 +174,7 @@ class LineSearch:
                 self.step_size *= self.shrink_factor()
 
     def finish(self) -> SearchState:
-        """The state after the search that has ended."""
+        """Return the state after the search, which has ended."""
         if self.outcome is None or self.trying:
             raise RuntimeError("the search has not ended: report() until trying is false")
         after = self._after._replace(total_trials=self.state.total_trials + self.trials)
@@ -249,57 +182,25 @@ class LineSearch:
             after = after._replace(searches=after.searches + 1)
         if self.skipped:
             return after._replace(skipped_steps=after.skipped_steps + 1)
-        taken = after._replace(steps=after.steps + 1, steps_since_search=0)
-        return taken._replace(**self._window._asdict())
-
-    @property
-    def applied_step_size(self) -> float:
-        """What the step of this search applies, before the horizon's share (and ``lr``)."""
-        return self._window.applied_step_size
-
-    @property
-    def begins_window(self) -> bool:
-        """Whether the weights before this step are where a new window begins."""
-        looks_back = self.settings.look_back and not self.skipped
-        return bool(looks_back) and self._window.window_begin == self.state.steps + 1
-
-    @cached_property
-    def _window(self) -> look_back.Window:
-        """After this search, which has ended, and not skipped the step."""
-        before = look_back.Window.read_from(self.state._asdict())
-        before = before._replace(first_move=self._first_move)
-        if not self.settings.look_back:
-            return before._replace(applied_step_size=self._after.step_size)
-        return look_back.searched(
-            before,
-            self.state.steps + 1,
-            self.step_size,
-            self.looks,
-            horizon_known=self.settings.total_steps is not None,
-        )
+        return after._replace(steps=after.steps + 1, steps_since_search=0)
 
     @property
     def result(self) -> SearchResult:
         if self.outcome is None:
             raise RuntimeError("no search has ended")
+        step_size = self._after.step_size
         return SearchResult(
-            trials=self.trials,
-            outcome=self.outcome,
-            loss=self.loss,
-            trial_loss=self.trial_loss,
-            slope=self.slope,
-            step_size=self._after.step_size,
-            unit=self.unit,
+            self.trials, self.outcome, self.loss, self.trial_loss, self.slope, step_size, self.unit
         )
 
     @property
     def gave_up(self) -> bool:
-        """No step size has ever been accepted, however small: the closure is suspect."""
+        """Whether no step size has ever been accepted, however small: the closure is suspect."""
         return self.skipped and self.rejections > 0 and not self.state.accepted_once
 
     @property
     def accepted_a_rise(self) -> bool:
-        """The smoothed criterion held, though this loss rose as it was expected to fall."""
+        """Whether the smoothed criterion held, though this loss rose as it was expected to fall."""
         rose = self.trial_loss - self.loss
         expected = self.settings.c * self._after.step_size * self.slope
         return self.outcome == "accepted" and rose > max(self._resolution, expected)
@@ -307,29 +208,26 @@ class LineSearch:
     # -- the rules ----------------------------------------------------------------------------
 
     def first_step_size(self) -> float:
-        """eta_0: grown once per search, or once for every step since the last search.
+        """Return eta_0: grown once per search, or once for every step since the last search.
 
         Where the order of magnitude is looked for again, it does not grow above what was rejected.
         """
         state, settings = self.state, self.settings
         times = 1 if settings.growth_per == "search" else state.steps_since_search + 1
-        most = LARGEST_GROWTH
-        if state.accepted_once and self.locating:
-            most = 1.0 / settings.backtrack
+        locates_again = state.accepted_once and self.locating
+        most = 1.0 / settings.backtrack if locates_again else LARGEST_GROWTH
         # by logarithms: a power that is too large is an error in Python, not infinity
-        if times * math.log(settings.growth) < math.log(most):
-            growth = settings.growth**times
-        else:
-            growth = most
+        fits = times * math.log(settings.growth) < math.log(most)
+        growth = settings.growth**times if fits else most
         return min(state.step_size * growth, LARGEST_STEP_SIZE)
 
     def smoothed(self, before: float, now: float) -> float:
-        """Equation (5), for the decrease and for the slope."""
+        """Compute equation (5), for the decrease and for the slope."""
         beta3 = self.settings.beta3
         return beta3 * before + (1.0 - beta3) * now
 
     def decrease_at(self, trial_loss: float) -> float:
-        """What h' becomes if this trial is accepted."""
+        """Return what h' becomes if this trial is accepted."""
         return self.smoothed(self.state.smoothed_decrease, self.loss - trial_loss)
 
     def verdict(self, trial_loss: float) -> Literal["accepted", "flat", "rejected"]:
@@ -340,12 +238,12 @@ class LineSearch:
         return "accepted" if self.is_sufficient(trial_loss) else "rejected"
 
     def is_flat(self, trial_loss: float) -> bool:
-        """Neither the expected nor the observed decrease rises above the loss' rounding."""
+        """Return whether expected and observed decrease are both within the loss' rounding."""
         expected = self.settings.c * self.step_size * self.slope
         return expected < self._resolution and abs(self.loss - trial_loss) < self._resolution
 
     def is_sufficient(self, trial_loss: float) -> bool:
-        """SaLSa's criterion, equation (6): h' >= c eta s'."""
+        """Test SaLSa's criterion, equation (6): h' >= c eta s'."""
         required = self.settings.c * self.step_size * self._smoothed_slope
         return self.decrease_at(trial_loss) >= required
 
@@ -362,8 +260,9 @@ class LineSearch:
         return self.settings.max_trials if self.state.accepted_once else FIRST_REJECTIONS
 
     def next_period(self, step_size: float, rejections: int) -> int:
-        """L after an accepted search; for the "rate" schedule see :meth:`moved_means`."""
-        shortest, longest = self._period_bounds
+        """Return L after an accepted search; the "rate" schedule uses :meth:`moved_means`."""
+        assert self.settings.search_period is not None
+        shortest, longest = self.settings.search_period
         if self.settings.schedule == "rate":
             fast, slow = self.moved_means(step_size)
             rate = fast / slow
@@ -378,7 +277,7 @@ class LineSearch:
         return shortest
 
     def moved_means(self, step_size: float) -> tuple[float, float]:
-        """Equation (8): the means of the accepted step sizes, 0.9 the fast and 0.99 the slow."""
+        """Compute equation (8): means of the accepted step sizes, 0.9 the fast, 0.99 the slow."""
 
         def moved(mean: float, a: float) -> float:
             return a * mean + (1.0 - a) * step_size
@@ -388,17 +287,12 @@ class LineSearch:
     # -- how a search ends --------------------------------------------------------------------
 
     @property
-    def _period_bounds(self) -> tuple[int, int]:
-        assert self.settings.search_period is not None
-        return self.settings.search_period
-
-    @property
     def _climbing(self) -> bool:
-        """Locating, and nothing rejected yet: the step size doubles until something is."""
+        """Whether the step size doubles: the search locates, and nothing has been rejected yet."""
         return self.locating and self.rejections == 0
 
     def _climb(self, verdict: str) -> bool:
-        """One rung of the doublings; false where ordinary back-tracking takes over."""
+        """Double the step size, or end; return False where ordinary back-tracking takes over."""
         if verdict == "accepted":
             self._best = self.step_size, self.decrease_at(self.trial_loss), self.trial_loss
         if verdict != "rejected" and self.trials <= MAX_DOUBLINGS:
@@ -449,14 +343,11 @@ class LineSearch:
         last = self._last_finite_loss
         if last is not None:
             self.trial_loss = last
-        self._skip("non_finite" if last is None else "exhausted", state)
-
-    def _skip(self, outcome: Outcome, after: SearchState) -> None:
-        self.skipped = True
-        self._end(outcome, after)
+        self._end("non_finite" if last is None else "exhausted", state)
 
     def _end(self, outcome: Outcome, after: SearchState) -> None:
         self.outcome = outcome
+        self.skipped = outcome in ("exhausted", "non_finite")
         self.trying = False
         self.step_size = after.step_size
         self._after = after

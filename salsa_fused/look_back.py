@@ -74,21 +74,14 @@ class Window(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """r: from -1, the way was too long in all looks, to 1, too short in all of them."""
+        """r: between -1, where the way was too long in all looks, and 1, too short in all."""
         if self.looks_size == 0.0:
             return 0.0
         return round(self.looks_sum / self.looks_size * GRAIN) / GRAIN
 
 
-def look_is_due(numbers: Mapping[str, Any]) -> bool:
-    """Whether the next step looks back although it may not search."""
-    begin, end = numbers["window_begin"], numbers["window_end"]
-    waited = numbers["steps"] + 1 - numbers["last_look"]
-    return begin > 0 and waited * LOOKS >= end - begin
-
-
 def looked(window: Window, looks: Sequence[float]) -> Window:
-    """With these looks; those that are not finite are none."""
+    """Return the window with these looks added; those that are not finite are left out."""
     total, size = window.looks_sum, window.looks_size
     for look in looks:  # one by one: a checkpoint in between changes no bit
         if math.isfinite(look):
@@ -97,14 +90,12 @@ def looked(window: Window, looks: Sequence[float]) -> Window:
 
 
 def searched(
-    window: Window,
-    step: int,
-    found: float,
-    looks: Sequence[float],
-    *,
-    horizon_known: bool = False,
+    window: Window, step: int, found: float, looks: Sequence[float], *, horizon_known: bool = False
 ) -> Window:
-    """After a search that found this step size; ``looks`` since the last one, its own the last."""
+    """Return the window after a search that found this step size.
+
+    ``looks``: those since the last search, this one's the last.
+    """
     shorter = 0.0 if horizon_known else SHORTER
     applied, first = window.applied_step_size, window.window_begin == 0
     if first:
@@ -121,26 +112,8 @@ def searched(
             window = window._replace(last_change=step)
         window = window._replace(last_look=step)
     if step >= max(window.window_end, FIRST_STEPS):
-        window = Window(
-            applied_step_size=applied,
-            window_begin=step,
-            window_end=2 * step,
-            last_look=step,
-            last_change=step,
-            first_move=window.first_move,
-            longest=window.longest,
-        )
+        window = window._replace(window_begin=step, window_end=2 * step)
+        window = window._replace(looks_sum=0.0, looks_size=0.0, last_look=step, last_change=step)
     applied = min(applied, MOMENTUM_EDGE * found)
     longest = applied if first else max(applied, window.longest)
     return window._replace(applied_step_size=applied, longest=longest)
-
-
-def share_of_horizon(total_steps: int | None, step: int) -> float:
-    """The factor of step 1, 2, ... on what is applied: 1, then linearly down over the last half.
-
-    The last step has the smallest, and so have those after it.
-    """
-    if total_steps is None:
-        return 1.0
-    left = max(total_steps - step + 1, 1)
-    return min(1.0, left / max(total_steps - total_steps // 2, 1))

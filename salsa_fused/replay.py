@@ -8,22 +8,61 @@ the first evaluation left them.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import compress
-from operator import not_
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import numpy_stream
 from ._torch import copy_each
-from .kernels.layout import has_memory, is_lazy, overlaps_itself
+from .kernels.memory import has_memory, is_lazy, overlaps_itself
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
+
+
+class Replay:
+    """``Replay(...)`` before the first evaluation, :meth:`end_first` after it.
+
+    Then :meth:`rewind` before every further one, and at last :meth:`resume`; or :meth:`rewind`
+    alone where the step is undone.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],  # that the step moves
+        module: nn.Module | None,
+        *,
+        knows_first: bool = True,  # made before the first evaluation, not after it
+        trials_follow: bool = True,  # else it is for an undo only
+    ) -> None:
+        self.knows_first = knows_first
+        devices = set(map(attrgetter("device"), parameters))
+        self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
+        self._module = module
+        self._moving: set[int] = set()  # addresses of memory
+        if trials_follow and module is not None:
+            self._moving = {p.untyped_storage().data_ptr() for p in parameters if p.requires_grad}
+        self._before = _Snapshot(self._devices, module, self._moving, trials_follow)
+        self._after: _Snapshot | None = None
+
+    def end_first(self) -> None:
+        """Note random streams and buffers as the first evaluation left them."""
+        self._after = _Snapshot(self._devices, self._module, self._moving, exact=True)
+
+    def rewind(self) -> None:
+        """Put random streams and buffers back as before the first evaluation."""
+        self._before.put_back()
+
+    def resume(self) -> None:
+        """Put random streams and buffers back as the first evaluation left them."""
+        (self._after or self._before).put_back()
 
 
 class _Snapshot:
@@ -31,7 +70,7 @@ class _Snapshot:
 
     def __init__(
         self,
-        devices: Iterable[torch.device],
+        devices: Sequence[torch.device],  # beside the CPU
         module: nn.Module | None,
         moving: Collection[int],
         exact: bool,
@@ -39,20 +78,18 @@ class _Snapshot:
         self.python = random.getstate()
         self.numpy: Any = None
         if (numpy := sys.modules.get("numpy")) is not None:
-            stream = numpy_stream.state_of if exact else numpy_stream.probable_state_of
-            self.numpy = stream(numpy)
+            self.numpy = numpy_state(numpy) if exact else probable_numpy_state(numpy)
         self.cpu = torch.get_rng_state()
         self.devices = {
             device: torch.get_device_module(device).get_rng_state(*_which(device))
             for device in devices
-            if device.type != "cpu"
         }
         self.buffers = None if module is None else _Buffers(module, moving)
 
     def put_back(self) -> None:
         random.setstate(self.python)
         if self.numpy is not None:
-            numpy_stream.put_back(sys.modules["numpy"], self.numpy)
+            put_numpy_back(sys.modules["numpy"], self.numpy)
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, *_which(device))
@@ -102,18 +139,16 @@ class _Buffers:
         there = list(map(has_memory, self.memory))
         if any(there):
             copy_each(list(compress(self.memory, there)), list(compress(self.copies, there)))
-        if not all(there):
-            raise RuntimeError(self._say_which(list(map(not_, there))))
-
-    def _say_which(self, lost: list[bool]) -> str:
-        gone = {id(buffer) for buffer, _ in compress(self.places, lost)}
+        if all(there):
+            return
+        lost = {id(buffer) for (buffer, _), is_there in zip(self.places, there) if not is_there}
         labels = [
             f"buffer {name!r} of {type(owner).__name__}"
             for owner, buffers in self.owners
             for name, buffer in buffers.items()
-            if id(buffer) in gone
+            if id(buffer) in lost
         ]
-        return (
+        raise RuntimeError(
             f"{', '.join(labels)}: its memory was freed or cut short while the closure ran, and "
             "what was in it before cannot be put back; everything else was. Load it from a "
             "checkpoint, and let the closure write into buffers, not free them"
@@ -121,59 +156,74 @@ class _Buffers:
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
-    """Others (sparse, quantized, nested, lazy) are put back as they are, if they were replaced."""
+    """Return whether a buffer's memory can be copied.
+
+    Others (sparse, quantized, nested, lazy) are put back as they are, if they were replaced.
+    """
     return (
         buffer.layout == torch.strided
         and not buffer.is_quantized
         and not buffer.is_nested
-        and not is_lazy(buffer)
+        and (type(buffer) is torch.Tensor or not is_lazy(buffer))
         and (buffer.data_ptr() != 0 or buffer.numel() == 0)  # else its memory was given back
     )
 
 
 def _elements_or_bytes(buffer: torch.Tensor) -> torch.Tensor:
-    """What can be copied: all bytes, where elements share memory or torch cannot copy them."""
-    if (
-        overlaps_itself(buffer)
-        or buffer.is_conj()
-        or buffer.is_neg()
-        or NARROW.fullmatch(str(buffer.dtype))
-    ):
+    """Return what to copy: all bytes, where elements share memory or torch cannot copy them."""
+    overlaps = not buffer.is_contiguous() and overlaps_itself(buffer)
+    if overlaps or NARROW.fullmatch(str(buffer.dtype)) or buffer.is_conj() or buffer.is_neg():
         storage = buffer.untyped_storage()
         return torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(storage)
     return buffer
 
 
-class Replay:
-    """``Replay(...)`` before the first evaluation, :meth:`end_first` after it.
+# -- NumPy's stream ---------------------------------------------------------------------------
 
-    Then :meth:`rewind` before every further one, and at last :meth:`resume`; or :meth:`rewind`
-    alone where the step is undone.
+# ``numpy.random.get_state()`` copies 624 numbers one by one: 30 us in every step that calls a
+# closure, and hardly any training step draws from this stream.
+
+SIZE = 624 * 4 + 4  # bytes of a Mersenne twister: its numbers and its place in them
+
+
+class _Known:
+    """The state as it was read last, and the bytes that the generator had then."""
+
+    generator: Any = None
+    read: bytes | None = None
+    state: Any = None
+
+
+def numpy_state(numpy: Any) -> Any:
+    """Return ``numpy.random.get_state()``, and remember it."""
+    generator = read = None
+    with suppress(AttributeError):  # another NumPy
+        generator = numpy.random.get_bit_generator()
+        if type(generator) is not numpy.random.MT19937:
+            return numpy.random.get_state(legacy=False)
+        read = ctypes.string_at(generator.ctypes.state_address, SIZE)
+    _Known.state = numpy.random.get_state()
+    keeps_a_deviate = _Known.state[3]
+    _Known.generator, _Known.read = generator, None if keeps_a_deviate else read
+    return _Known.state
+
+
+def probable_numpy_state(numpy: Any) -> Any:
+    """Return the state that was read last, if the generator holds the same numbers.
+
+    The normal deviate that NumPy may keep cannot be seen so: without a draw there is a new one
+    only where somebody has put a state back.  Enough for an undo, not for a replay.
     """
+    with suppress(AttributeError):
+        generator = numpy.random.get_bit_generator()
+        if generator is _Known.generator and _Known.read is not None:
+            read = ctypes.string_at(generator.ctypes.state_address, SIZE)
+            if read == _Known.read:
+                return _Known.state
+    return numpy_state(numpy)
 
-    def __init__(
-        self,
-        devices: Iterable[torch.device],
-        module: nn.Module | None,
-        *,
-        knows_first: bool = True,  # made before the first evaluation, not after it
-        moving: Collection[int] = (),  # addresses of the memory that trials move
-        trials_follow: bool = True,  # else it is for an undo only
-    ) -> None:
-        self.knows_first = knows_first
-        self._devices = list(devices)
-        self._module = module
-        self._moving = moving
-        self._before = _Snapshot(self._devices, module, moving, trials_follow)
-        self._after: _Snapshot | None = None
 
-    def end_first(self) -> None:
-        self._after = _Snapshot(self._devices, self._module, self._moving, exact=True)
-
-    def rewind(self) -> None:
-        """Random streams and buffers as before the first evaluation."""
-        self._before.put_back()
-
-    def resume(self) -> None:
-        """Random streams and buffers as the first evaluation left them."""
-        (self._after or self._before).put_back()
+def put_numpy_back(numpy: Any, state: Any) -> None:
+    """Set the state; what was remembered may no longer hold."""
+    _Known.read = None
+    numpy.random.set_state(state)

@@ -8,14 +8,14 @@ Recognition*, arXiv 2202.02617.
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from .factors import as_factor
+from .factors import as_factor, write_lr
+from .plain_numbers import check_integer
 
 __all__ = ["AdaptiveFineTuning", "as_factor"]
 
@@ -80,8 +80,8 @@ class AdaptiveFineTuning(LRScheduler):
         warmup: float = 2,
         cooldown: int = 7,
     ) -> None:
-        _check_integer("steps_per_epoch", steps_per_epoch)
-        _check_integer("cooldown", cooldown)
+        check_integer("steps_per_epoch", steps_per_epoch)
+        check_integer("cooldown", cooldown)
         if isinstance(warmup, bool) or not isinstance(warmup, (int, float)):
             raise ValueError(f"warmup must be a number of epochs, got {warmup!r}")
         if not 0.0 <= warmup < math.inf:
@@ -118,7 +118,7 @@ class AdaptiveFineTuning(LRScheduler):
         return (k + 1) / length if k + 1 < length else 1.0
 
     def step(self, validation_loss: float | Tensor | None = None) -> None:
-        """After an optimizer step; with the validation loss of the whole epoch: after an epoch.
+        """Count an optimizer step; given the validation loss of the whole epoch, end the epoch.
 
         A finished schedule stays as it is, whatever comes.
         """
@@ -132,7 +132,7 @@ class AdaptiveFineTuning(LRScheduler):
         self._set = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
-        """Each group's full ``lr`` times the factor."""
+        """Return each group's full ``lr`` times the factor."""
         return [self.factor * full for full in self._full]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -140,15 +140,11 @@ class AdaptiveFineTuning(LRScheduler):
         set_here = self._set
         super().load_state_dict(state_dict)
         for group, here, there in zip(self.optimizer.param_groups, set_here, self._set):
-            if float(group["lr"]) != here:
-                continue  # the loaded optimizer's lr, with what others did to it
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(there)
-            else:
-                group["lr"] = there
+            if float(group["lr"]) == here:  # else the loaded optimizer's, with what others did
+                write_lr(group, there)
 
     def _present_full(self, full: list[float]) -> list[float]:
-        """Each group's lr at the factor 1, with what others did to it since the last step."""
+        """Return each group's lr at the factor 1, with what others have done to it since."""
         present = []
         for i, group in enumerate(self.optimizer.param_groups):
             lr = float(group["lr"])
@@ -184,8 +180,3 @@ def _as_number(loss: Any) -> float:
             "step(validation_loss) takes the validation loss of the epoch, one number, got "
             f"{type(loss).__name__}; after an optimizer step call step()"
         ) from None
-
-
-def _check_integer(name: str, value: Any) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -6,19 +6,19 @@ An optimizer that skips steps, or searches and learns nothing, looks like one th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import LOWEST_PLAUSIBLE_LR
-from .kernels.layout import parameter_label
+from .kernels.parameters import parameter_label
 from .line_search import LineSearch
-from .warning import Once, first_of
+from .warning import Once, first_of, warn
 
 Groups = Sequence[Mapping[str, Any]]
 
+LOWEST_PLAUSIBLE_LR = 0.05  # below it, `lr` was probably meant as a learning rate
 IN_A_ROW = 10  # steps or searches without success: no accident any more
 LONGEST_WARM_UP = 10_000  # steps in which a warm-up would come to a plausible factor
 CONSTANT = 3  # steps after which a factor that does not rise is no warm-up
@@ -53,6 +53,19 @@ NO_GRADIENT = (
     "fully_shard, .to() of a module with swapped tensors)? Build the optimizer after that"
 )
 
+NOT_REPEATED = (
+    "trials did not repeat the evaluation of `loss`: put `with optimizer.first_evaluation():` "
+    "around it, and pass the loss of all micro-batches"
+)
+
+NO_FACTOR = (
+    "stands in the parameter groups, written there by a scheduler or by the training loop. It is a "
+    "factor on the step size that the search finds, 1 by default, and not a learning rate: nearly "
+    "nothing is applied. Divide the schedule by its peak: "
+    "salsa_fused.schedules.as_factor(scheduler), or "
+    'group["lr"] = learning_rate / peak_learning_rate (max_lr=1.0 for OneCycleLR)'
+)
+
 
 class Trouble:
     """Counts of what did not work lately, and which warnings were given."""
@@ -66,19 +79,17 @@ class Trouble:
         self.lr_is_plausible = False  # it was, once
         self.loaded_a_small_lr = False
 
-    def look_at_horizon(self, group: Mapping[str, Any]) -> None:
-        """``total_steps`` was too small: what follows hardly trains."""
-        total, steps = group["total_steps"], group["steps"]
-        if total is not None and steps > total:
-            self._once.say(
-                "horizon",
-                f"step {steps} is beyond total_steps={total}: steps stay as short as the last one "
-                "of these, and hardly train. Give the number of optimizer steps of the whole run, "
-                'or None; group["total_steps"] = N for every group changes it',
-            )
+    def beyond_horizon(self, group: Mapping[str, Any]) -> None:
+        """Warn that ``total_steps`` was too small: what follows hardly trains."""
+        self._once.say(
+            "horizon",
+            f"step {group['steps']} is beyond total_steps={group['total_steps']}: steps stay as "
+            "short as the last one of these, and hardly train. Give the number of optimizer steps "
+            'of the whole run, or None; group["total_steps"] = N for every group changes it',
+        )
 
     def goes_on(self, search: LineSearch) -> bool:
-        """Whether trials are again not what the gradients promise."""
+        """Return whether trials are, once more, not what the gradients promise."""
         if search.outcome == "exhausted":
             return self.skipped >= 1
         return search.accepted_a_rise and self.rising >= 2
@@ -87,17 +98,20 @@ class Trouble:
 
     def step_skipped(self, groups: Groups, loss: float, *, times: int = 1) -> None:
         """Note a step that was skipped, or several; warn where that does not end."""
+        self.without_slope = self.flat = self.rising = 0
         self.skipped += times
         if self.skipped >= IN_A_ROW:
             self._once.say("skipped", _why_skipped(groups, loss, self.skipped))
 
     def searched(self, groups: Groups, search: LineSearch, *, replayed: bool) -> None:
-        """Note a search that has ended; ``replayed``: its trials had the dropout masks of the loss.
-
-        Also that of a plain step which was skipped: it ended before it began.
-        """
+        """Note a search that has ended; ``replayed``: trials had the dropout masks of the loss."""
         if search.gave_up:
-            self._gave_up(search.smallest_tried, replayed)
+            cause = "is the closure a function of the weights alone?" if replayed else NOT_REPEATED
+            self._once.say(
+                "gave up",
+                f"no step size down to {search.smallest_tried:.1e} lowered the loss, and the step "
+                f"was skipped: {cause}",
+            )
         if search.outcome == "flat":
             if search.slope == 0.0:
                 self.without_slope += 1
@@ -117,30 +131,25 @@ class Trouble:
         else:
             self.skipped = 0
 
-    def _gave_up(self, smallest_tried: float, replayed: bool) -> None:
-        cause = "is the closure a function of the weights alone?"
-        if not replayed:
-            cause = (
-                "trials did not repeat the evaluation of `loss`: put `with "
-                "optimizer.first_evaluation():` around it, and pass the loss of all micro-batches"
-            )
-        self._once.say(
-            "gave up",
-            f"no step size down to {smallest_tried:.1e} lowered the loss, and the step was "
-            f"skipped: {cause}",
-        )
-
-    def no_gradient(self) -> None:
-        """Note a closure whose loss trains nothing."""
-        self._once.say("gradient", NO_GRADIENT)
-
     # -- learning rates -----------------------------------------------------------------------
 
-    def look_at_lr(self, groups: Groups, largest: float) -> None:
+    def look_at_first_lr(self, groups: Groups) -> None:
+        """Warn of ``lr=1e-3`` at construction, which everybody swaps in at first."""
+        largest = largest_lr(groups)
+        if largest < LOWEST_PLAUSIBLE_LR and groups[0]["search_period"] is not None:
+            warn(
+                f"lr={largest:g} is a factor on the step size that the search finds, not a "
+                "learning rate: pass lr=1.0 (the default). Schedulers and warm-ups scale it, and "
+                "salsa_fused.schedules.as_factor makes factors of a schedule of learning rates"
+            )
+            self.lr_is_plausible = True  # said; not once more in a step
+
+    def look_at_lr(self, groups: Groups) -> None:
         """Notice a learning rate that was written where a factor belongs, after construction.
 
         A warm-up begins small, too, but it rises, and comes to a plausible factor in time.
         """
+        largest = largest_lr(groups)
         peaks = [float(group["max_lr"]) for group in groups if "max_lr" in group]
         if (
             max([largest, *peaks]) >= LOWEST_PLAUSIBLE_LR
@@ -159,24 +168,18 @@ class Trouble:
             missing = LOWEST_PLAUSIBLE_LR - largest
             never = self._small_lr >= IN_A_ROW and 0.0 < rise * LONGEST_WARM_UP < missing
             if peaks or never or self._lr_did_not_rise >= patience:
-                self.say_of_lr(largest)
+                self.lr_is_plausible = True  # do not look again
+                self._once.say("lr", f"lr={largest:g} {NO_FACTOR}")
         self._last_lr = largest
 
-    def say_of_lr(self, largest: float) -> None:
-        """Warn that this lr is no factor."""
-        self.lr_is_plausible = True  # do not look again
-        self._once.say(
-            "lr",
-            f"lr={largest:g} stands in the parameter groups, written there by a scheduler or by "
-            "the training loop. It is a factor on the step size that the search finds, 1 by "
-            "default, and not a learning rate: nearly nothing is applied. Divide the schedule by "
-            "its peak: salsa_fused.schedules.as_factor(scheduler), or "
-            'group["lr"] = learning_rate / peak_learning_rate (max_lr=1.0 for OneCycleLR)',
-        )
+
+def largest_lr(groups: Groups) -> float:
+    """Return the largest factor of all groups."""
+    return max([float(group["lr"]) for group in groups])
 
 
 def _why_skipped(groups: Groups, loss: float, times: int) -> str:
-    """What is wrong where steps are skipped again and again, as far as it can be seen."""
+    """Say why steps are skipped again and again, as far as it can be seen."""
     found = f"{times} steps in a row were skipped, and nothing was trained: "
     lost = _labels_of_not_finite(groups, lambda parameter: parameter)
     if lost:
@@ -199,16 +202,13 @@ def _why_skipped(groups: Groups, loss: float, times: int) -> str:
     )
 
 
-def _labels_of_not_finite(groups: Groups, of: Any) -> str:
+def _labels_of_not_finite(groups: Groups, of: Callable[[Tensor], Any]) -> str:
     found = []
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            tensor: Tensor | None = of(parameter)
-            if (
-                tensor is not None
-                and parameter.requires_grad
-                and tensor.layout == torch.strided
-                and not bool(torch.isfinite(tensor).all())
-            ):
+            tensor = of(parameter) if parameter.requires_grad else None
+            if tensor is None or tensor.layout != torch.strided:
+                continue
+            if not torch.isfinite(tensor).all():
                 found.append(parameter_label(group, index))
     return first_of(found)

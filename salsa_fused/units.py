@@ -7,17 +7,18 @@ learning rates over the depth (:data:`~salsa_fused.settings.LR_DISTRIBUTION`), f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
 
+from .plain_numbers import is_integer
+
 Named = tuple[str, Parameter]
 
 
 def transformer_units(model: nn.Module, n: int = 10) -> list[dict[str, Any]]:
-    """Embeddings, n - 2 blocks of neighbouring layers, and the rest: the head.
+    """Form units of embeddings, n - 2 blocks of neighbouring layers, and the rest: the head.
 
     Twelve layers and ``n=10`` give the ten units of arXiv 2403.18506: embeddings; layers {0, 1},
     {2}, {3, 4}, {5}, {6, 7}, {8}, {9, 10}, {11}; head. In general layer ``i`` of ``L`` is in block
@@ -75,7 +76,7 @@ def transformer_units(model: nn.Module, n: int = 10) -> list[dict[str, Any]]:
 
 
 def units_by_depth(model: nn.Module, n: int) -> list[dict[str, Any]]:
-    """Units of about equal numbers of parameter tensors, in the order of registration.
+    """Form units of about equal numbers of parameter tensors, in the order of registration.
 
     Tensor ``i`` of ``T`` is in unit ``i * n // T``; shared parameters count once, where they are
     first registered, and frozen ones are included.
@@ -109,7 +110,7 @@ def units_by_depth(model: nn.Module, n: int) -> list[dict[str, Any]]:
 
 
 def _stack_of_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and modules of the encoder's layers."""
+    """Return name and modules of the encoder's layers."""
     stacks = sorted(_stacks(model), key=lambda stack: _size(stack[1]), reverse=True)
     if not stacks:
         raise ValueError(
@@ -126,7 +127,7 @@ def _stack_of_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _stacks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
-    """The outermost lists of modules of one class that have parameters."""
+    """Find the outermost lists of modules of one class that have parameters."""
     for child_name, child in module.named_children():
         name = f"{prefix}{child_name}"
         alike = len({type(layer) for layer in child.children()}) == 1
@@ -137,7 +138,7 @@ def _stacks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 def _beside(stack: str, name: str) -> str:
-    """The parameter's name without the modules that hold the layers too."""
+    """Return the parameter's name without the modules that hold the layers, too."""
     parts = name.split(".")
     for ancestor in stack.split("."):
         if parts[0] != ancestor:
@@ -168,5 +169,5 @@ def _check_model(model: Any) -> None:
 
 
 def _check_count(n: Any, lowest: int, what: str) -> None:
-    if not isinstance(n, Integral) or isinstance(n, bool) or n < lowest:
+    if not is_integer(n) or n < lowest:
         raise ValueError(f"n must be an integer of at least {lowest} ({what}), got {n!r}")

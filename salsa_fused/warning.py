@@ -19,7 +19,7 @@ def warn(message: str) -> None:
 
 
 def first_of(names: Sequence[str]) -> str:
-    """Some of the names, for a message that stays short: "a, b, c and 4 more"."""
+    """Return some of the names, for a message that stays short: "a, b, c and 4 more"."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 

@@ -9,6 +9,10 @@ from bench.scripts import actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, w
 from bench.scripts.script import Script
 
 SCRIPTS: dict[str, Callable[..., Script]] = {
-    script.CASE: script.script
-    for script in (nano_gpt, word_lm, word2vec, wgan_gp, actor_critic, tiny_vit)
+    "nano-gpt": nano_gpt.script,
+    "word-lm": word_lm.script,
+    "word2vec": word2vec.script,
+    "wgan-gp": wgan_gp.script,
+    "actor-critic": actor_critic.script,
+    "tiny-vit": tiny_vit.script,
 }

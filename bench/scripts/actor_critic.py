@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import accumulate
 from statistics import fmean
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from bench.models import parameter_count
-from bench.scripts.loop import Training, at_least_one
-from bench.scripts.script import Run, Script, Way
+from bench.networks import parameter_count
+from bench.scripts.script import Script, Training, own
 
-CASE = "actor-critic"
-EPISODES = 100
 DISCOUNT = 0.99
-LONGEST = 500  # steps of an episode, and its highest return
 LAST = 10  # episodes of the scores
 DEAD = 15.0  # a return below this: the pole falls as fast as it can
 
@@ -44,7 +40,7 @@ def fallen(state: State) -> bool:
 class Policy(nn.Module):
     """States (batch, 4) -> probabilities of both actions (batch, 2), and the values (batch,)."""
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.shared = nn.Linear(4, width)
         self.action = nn.Linear(width, 2)
@@ -55,43 +51,30 @@ class Policy(nn.Module):
         return self.action(hidden).softmax(-1), self.value(hidden).squeeze(-1)
 
 
-class Episode(NamedTuple):
-    """What happened, in numbers: the loss is computed from them again in every evaluation."""
+def script(width: int = 128, longest: int = 500) -> Script:
+    """`longest`: the steps of an episode, and its highest return."""
 
-    states: Tensor  # (time, 4)
-    actions: Tensor  # (time,)
-    values: Tensor  # (time,), of the policy that acted
-    returns: Tensor  # (time,), discounted and standardized
-
-
-def script(work: float = 1.0, width: int = 128, longest: int = LONGEST) -> Script:
-    episodes = at_least_one(work * EPISODES)
-
-    def train(way: Way, seed: int) -> Run:
-        torch.manual_seed(seed)
+    def train(training: Training) -> bool:
         policy = Policy(width)
-        training = Training(way, policy.parameters(), policy, episodes)
-        chance = torch.Generator().manual_seed(seed)
+        loop = training.loop(policy.parameters(), policy)
         lengths = []
-        for _ in range(episodes):
-            episode = play(policy, longest, chance)
-            lengths.append(len(episode.actions))
-            training.step(partial(_loss, policy, episode))
-        run = training.run(CASE, seed)
-        run.scores["best_return"] = fmean(sorted(lengths)[-LAST:])
-        run.scores["last_return"] = fmean(lengths[-LAST:])
-        finite = all(map(math.isfinite, run.losses))
-        run.died = not finite or run.scores["last_return"] < DEAD
-        return run
+        for _ in range(training.steps):
+            episode = play(policy, longest, training.chance)
+            lengths.append(len(episode[0]))
+            loop.step(partial(_loss, policy, *episode))
+        best, last = fmean(sorted(lengths)[-LAST:]), fmean(lengths[-LAST:])
+        training.run.scores |= {"best_return": best, "last_return": last}
+        return not all(map(math.isfinite, training.run.losses)) or last < DEAD
 
     return Script(
-        case=CASE,
+        case="actor-critic",
         title="Actor-critic",
         description=(
-            f"a pole on a cart, {episodes} episodes of at most {longest} steps, one update for "
+            f"a pole on a cart, episodes of at most {longest} steps, one update for "
             f"each, {parameter_count(Policy(width)):,} parameters, one layer for both heads"
         ),
-        own=(Way("Adam", "lr=3e-2", adam),),
+        own=(own("Adam", "lr=3e-2", torch.optim.Adam, lr=3e-2),),
+        steps=100,
         train=train,
         score=f"mean return of the best and of the last {LAST} episodes",
         shown=("best_return", "last_return"),
@@ -102,39 +85,36 @@ def script(work: float = 1.0, width: int = 128, longest: int = LONGEST) -> Scrip
     )
 
 
-def adam(params: Any, module: nn.Module, *, max_grad_norm: float | None = None) -> Any:
-    return torch.optim.Adam(params, lr=3e-2)
-
-
 @torch.no_grad()
-def play(policy: Policy, longest: int, chance: torch.Generator) -> Episode:
-    """One episode with actions by the policy's probabilities; every step is a reward of 1."""
+def play(policy: Policy, longest: int, chance: torch.Generator) -> tuple[Tensor, ...]:
+    """One episode with actions by the policy's probabilities; every step is a reward of 1.
+
+    Return its states, its actions, the values that the policy gave the states, and the returns
+    from there on, discounted and standardized.
+    """
     start = torch.rand(4, generator=chance).mul(0.1).sub(0.05).tolist()
     state: State = (start[0], start[1], start[2], start[3])
-    states: list[State] = []
-    actions: list[int] = []
-    values: list[float] = []
-    draws = torch.rand(longest, generator=chance).tolist()
-    while len(actions) < longest and not fallen(state):
+    happened: list[tuple[State, int, float]] = []
+    for draw in torch.rand(longest, generator=chance).tolist():
+        if fallen(state):
+            break
         probabilities, value = policy(torch.tensor(state))
-        action = int(draws[len(actions)] < float(probabilities[1]))
-        states.append(state)
-        actions.append(action)
-        values.append(float(value))
+        action = int(draw < float(probabilities[1]))
+        happened.append((state, action, float(value)))
         state = moved(state, right=action == 1)
-    returns, total = [], 0.0
-    for _ in actions:
-        total = 1.0 + DISCOUNT * total
-        returns.append(total)
-    discounted = torch.tensor(returns[::-1])
+    states, actions, values = map(torch.tensor, zip(*happened))
+    rewards = [1.0] * len(happened)
+    totals = list(accumulate(rewards, lambda later, reward: reward + DISCOUNT * later))
+    discounted = torch.tensor(totals[::-1])
     standardized = (discounted - discounted.mean()) / (discounted.std() + 1e-8)
-    return Episode(torch.tensor(states), torch.tensor(actions), torch.tensor(values), standardized)
+    return states, actions, values, standardized
 
 
-def _loss(policy: Policy, episode: Episode) -> Tensor:
+def _loss(
+    policy: Policy, states: Tensor, actions: Tensor, acted_with: Tensor, returns: Tensor
+) -> Tensor:
     """Summed over the episode; the advantage is a number, of the policy that acted."""
-    probabilities, values = policy(episode.states)
-    chosen = Categorical(probabilities, validate_args=False).log_prob(episode.actions)
-    advantages = episode.returns - episode.values
-    value_loss = F.smooth_l1_loss(values, episode.returns, reduction="sum")
-    return -(chosen * advantages).sum() + value_loss
+    probabilities, values = policy(states)
+    chosen = Categorical(probabilities, validate_args=False).log_prob(actions)
+    value_loss = F.smooth_l1_loss(values, returns, reduction="sum")
+    return -(chosen * (returns - acted_with)).sum() + value_loss

@@ -1,30 +1,28 @@
-"""A script, its ways to train, and what is recorded of a run."""
+"""A script, its ways to train, and what all scripts share: loops, counting, clipping, the record.
+
+A swapped optimizer is built by `make(params, module, max_grad_norm=...)` and driven by
+`step(closure)` alone, so that anything with this step can stand in for FusedSaLSa.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from statistics import fmean
-from typing import Any, Protocol
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-FINAL_SHARE = 0.2  # of the work: the final loss is a mean over it
-EARLY = 30  # steps in which a first step size that is too large shows
-SHOWN_STEPS = (1, 10, 30)  # whose step sizes are shown, and the last one's
+from bench.methods import Closure, Factor, gradients
+from bench.optimizers import applied_step_size, closure_step
+from bench.training import PLAIN_STEP, Loop, Run, Work
 
-
-class Make(Protocol):
-    """Builds an optimizer, the script's own or another in its place."""
-
-    def __call__(
-        self, params: Any, module: nn.Module, *, max_grad_norm: float | None = None
-    ) -> torch.optim.Optimizer: ...
-
-
-Factor = Callable[[float], float]  # on the optimizer's `lr`, at a share of the work, 0 to 1
+Make = Callable[..., Optimizer]  # of (params, module, max_grad_norm=None)
 
 
 @dataclass(frozen=True)
@@ -36,42 +34,51 @@ class Way:
     make: Make
     factor: Factor | None = None
     swapped: bool = False  # step(closure), instead of backward, clipping and step()
+    grid: tuple[float, ...] = ()  # nothing is tuned
+
+
+def own(
+    name: str, settings: str, optimizer: Callable[..., Optimizer], factor: Factor | None = None,
+    **options: Any,
+) -> Way:  # fmt: skip
+    """The script's own way: its optimizer with a learning rate."""
+    return Way(name, settings, lambda params, module, **_: optimizer(params, **options), factor)
 
 
 @dataclass
-class Run:
-    """One run of a script; the lists have one entry per step."""
+class Training:
+    """One run of a script; all its optimizers share the counted work and the budget."""
 
-    case: str
-    way: str
-    seed: int
-    losses: list[float] = field(default_factory=list)
-    work: list[int] = field(default_factory=list)  # done when the step was over
-    step_sizes: list[float] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)
-    died: bool = False
-    seconds: float = 0.0
-    skipped_steps: int = 0
+    way: Way
+    run: Run
+    steps: int  # the budget, in plain steps
+    chance: torch.Generator
+    work: Work = field(default_factory=Work)
 
-    @property
-    def final_loss(self) -> float:
-        """The mean over the last fifth of the work."""
-        start = (1 - FINAL_SHARE) * self.work[-1]
-        return fmean(loss for loss, work in zip(self.losses, self.work) if work > start)
-
-    @property
-    def early_peak(self) -> float:
-        """The largest of the first losses, relative to the first one."""
-        early = self.losses[:EARLY]
-        return max(early) / early[0] if all(map(math.isfinite, early)) else math.inf
-
-    def step_size_at(self, step: int) -> float:
-        """Of the step with this number, from 1; -1 is the last one."""
-        index = step - 1 if step > 0 else step
-        return self.step_sizes[index] if index < len(self.step_sizes) else math.nan
+    def loop(
+        self, params: Any, module: nn.Module, clip: float | None = None, run: Run | None = None
+    ) -> Loop:
+        """The steps of one optimizer, recorded in `run`, or in the script's."""
+        optimizer = self.way.make(params, module, max_grad_norm=clip)
+        take = closure_step if self.way.swapped else partial(_own_step, module, clip)
+        return Loop(
+            optimizer, take, applied_step_size, run or self.run, PLAIN_STEP * self.steps,
+            self.way.factor, work=self.work,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
+def _own_step(
+    module: nn.Module, clip: float | None, optimizer: Optimizer, closure: Closure
+) -> Tensor:
+    """The step as the script takes it with its own optimizer."""
+    loss = gradients(optimizer, closure)
+    if clip is not None:
+        clip_grad_norm_(list(module.parameters()), clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@dataclass(frozen=True, eq=False)
 class Script:
     """A training script: its own optimizers, and how it trains with any."""
 
@@ -79,7 +86,8 @@ class Script:
     title: str
     description: str
     own: tuple[Way, ...]
-    train: Callable[[Way, int], Run]
+    steps: int
+    train: Callable[[Training], bool]  # whether it died
     schedules: dict[str, Factor | None] = field(default_factory=lambda: {"": None})  # swapped runs
     score: str = ""  # in words
     shown: tuple[str, ...] = ()  # of `Run.scores`: what the score is
@@ -87,3 +95,56 @@ class Script:
     higher_is_better: bool = False
     repeats: int = 1  # runs for every seed, where they differ a lot
     loss_is_positive: bool = True  # else nothing is relative to the first one
+    budget: int = 1  # a bar counts whole runs
+
+    def shortened(self, work: float) -> Script:
+        return replace(self, steps=max(1, round(work * self.steps)))
+
+    def run(self, way: Way, seed: int) -> Run:
+        """Train, and record the time and what a user would have been warned of."""
+        torch.manual_seed(seed)
+        run = Run(self.case, way.name, seed)
+        start = time.perf_counter()
+        # A softmax that is saturated is full of denormals: a step then takes five times as long.
+        torch.set_flush_denormal(True)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                chance = torch.Generator().manual_seed(seed)
+                run.died = self.train(Training(way, run, self.steps, chance))
+        finally:
+            torch.set_flush_denormal(False)
+        run.seconds = time.perf_counter() - start
+        run.warnings = sorted({str(warning.message) for warning in caught})
+        return run
+
+
+def one_batch_a_step(
+    model: Callable[[], nn.Module], batches: Callable[[torch.Generator], Iterator[Any]],
+    loss: Callable[..., Tensor], scores: Callable[[nn.Module], dict[str, float]] = lambda model: {},
+    clip: float | None = None, decay: float | None = None,
+) -> Callable[[Training], bool]:  # fmt: skip
+    """What most scripts do; with `decay` matrices decay, and vectors do not."""
+
+    def train(training: Training) -> bool:
+        network = model()
+        groups: list[Any] = list(network.parameters())
+        if decay is not None:
+            groups = [
+                {"params": [w for w in groups if w.dim() >= 2], "weight_decay": decay},
+                {"params": [w for w in groups if w.dim() < 2], "weight_decay": 0.0},
+            ]
+        loop = training.loop(groups, network, clip)
+        drawn = batches(training.chance)
+        for _ in loop.steps():
+            loop.step(partial(loss, network, *next(drawn)))
+        with torch.no_grad():
+            training.run.scores.update(scores(network))
+        return blew_up(training.run)
+
+    return train
+
+
+def blew_up(run: Run) -> bool:
+    """Whether the last losses are not finite, or above the first one."""
+    return not run.final_loss <= run.losses[0]

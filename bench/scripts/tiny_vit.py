@@ -2,74 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import AdamW
 
-from bench.models import parameter_count
-from bench.models.vit import ViT
-from bench.scripts.loop import (
-    Training,
-    at_least_one,
-    warm_up_and_cosine_to,
-    without_decay_of_vectors,
-)
-from bench.scripts.script import Run, Script, Way
+from bench.methods import warm_up_and_cosine
+from bench.models import ViT
+from bench.networks import parameter_count
+from bench.scripts.script import Script, one_batch_a_step, own
 from bench.sets.batches import Batch, shuffled
 from bench.sets.digits import digits
 
-CASE = "tiny-vit"
-STEPS = 400
-BATCH, WIDTH, LAYERS, PATCH = 64, 64, 4, 2
+BATCH, PATCH = 64, 2
 CLIP, DECAY, SMOOTHING, MIXUP = 1.0, 0.05, 0.1, 0.8
-SCHEDULE = warm_up_and_cosine_to(0.0)
 
 
-def script(
-    work: float = 1.0, width: int = WIDTH, images: Callable[[], tuple[Batch, Batch]] = digits
-) -> Script:
-    steps = at_least_one(work * STEPS)
-    data, validation = images()
-    model = partial(ViT, layers=LAYERS, width=width, patch=PATCH)
+def script(width: int = 64) -> Script:
+    data, validation = digits()
+    model = partial(ViT, layers=4, width=width, patch=PATCH)
 
-    def train(way: Way, seed: int) -> Run:
-        torch.manual_seed(seed)
-        vit = model()
-        groups = without_decay_of_vectors(vit, DECAY)
-        training = Training(way, groups, vit, steps, max_grad_norm=CLIP)
-        batches = shuffled(data, BATCH, torch.Generator().manual_seed(seed))
-        shares = np.random.default_rng(seed)
-        for _ in training.steps():
-            inputs, targets = mixed(next(batches), shares.beta(MIXUP, MIXUP))
-            training.step(partial(_loss, vit, inputs, targets))
-        run = training.run(CASE, seed)
-        with torch.no_grad():
-            correct = vit.eval()(validation.inputs).argmax(1) == validation.targets
-        run.scores["validation_accuracy"] = float(correct.float().mean())
-        return run
+    def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        shares = np.random.default_rng(generator.initial_seed())
+        for batch in shuffled(data, BATCH, generator):
+            yield mixed(batch, shares.beta(MIXUP, MIXUP))
+
+    def scores(model: nn.Module) -> dict[str, float]:
+        correct = model.eval()(validation.inputs).argmax(1) == validation.targets
+        return {"validation_accuracy": float(correct.float().mean())}
 
     return Script(
-        case=CASE,
+        case="tiny-vit",
         title="Small ViT",
         description=(
             f"digits in {(8 // PATCH) ** 2} patches, {parameter_count(model()):,} parameters, "
             f"batch {BATCH}, mixup, label smoothing {SMOOTHING:g}, clip {CLIP:g}"
         ),
-        own=(Way("AdamW", "lr=1e-3, warm-up and cosine", adamw, SCHEDULE),),
-        train=train,
-        schedules={", scheduled": SCHEDULE},
+        own=(own("AdamW", "lr=1e-3, warm-up and cosine", AdamW, warm_up_and_cosine, lr=1e-3),),
+        steps=400,
+        train=one_batch_a_step(model, batches, _loss, scores, CLIP, DECAY),
+        schedules={", scheduled": warm_up_and_cosine},
         score="validation accuracy",
         shown=("validation_accuracy",),
     )
-
-
-def adamw(params: Any, module: nn.Module, *, max_grad_norm: float | None = None) -> Any:
-    return torch.optim.AdamW(params, lr=1e-3)
 
 
 def mixed(batch: Batch, share: float) -> tuple[Tensor, Tensor]:

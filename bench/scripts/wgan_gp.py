@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.models import parameter_count
-from bench.scripts.loop import Training, at_least_one
-from bench.scripts.script import Run, Script, Way
-from bench.training import Work
+from bench.models import mlp
+from bench.networks import parameter_count
+from bench.scripts.script import Script, Training, own
+from bench.training import Run
 
-CASE = "wgan-gp"
-STEPS = 800  # of the generator
-BATCH, NOISE, WIDTH = 64, 8, 128
+BATCH, NOISE = 64, 8
 CRITIC_STEPS, PENALTY = 5, 10.0
 POINTS, CLUSTERS = 2000, 8
 DIRECTIONS = 64  # of the sliced Wasserstein distance
@@ -31,28 +28,19 @@ def ring() -> Tensor:
     return centers + 0.03 * torch.randn(POINTS, 2, generator=chance)
 
 
-def generator(width: int) -> nn.Module:
-    return nn.Sequential(*_hidden(NOISE, width), nn.Linear(width, 2), nn.Tanh())
+def script(width: int = 128) -> Script:
+    data = ring()
 
+    def networks() -> tuple[nn.Module, nn.Module]:
+        """The generator, and the critic."""
+        return nn.Sequential(*mlp(NOISE, width, width, 2), nn.Tanh()), mlp(2, width, width, 1)
 
-def critic(width: int) -> nn.Module:
-    return nn.Sequential(*_hidden(2, width), nn.Linear(width, 1))
-
-
-def _hidden(inputs: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-
-
-def script(work: float = 1.0, width: int = WIDTH) -> Script:
-    plain_steps, data = (CRITIC_STEPS + 1) * at_least_one(work * STEPS), ring()
-
-    def train(way: Way, seed: int) -> Run:
-        torch.manual_seed(seed)
-        makes, judges = generator(width), critic(width)
-        both, shared = nn.ModuleList([makes, judges]), Work()
-        of_critic = Training(way, judges.parameters(), both, plain_steps, work=shared)
-        of_generator = Training(way, makes.parameters(), both, plain_steps, work=shared)
-        chance = torch.Generator().manual_seed(seed)
+    def train(training: Training) -> bool:
+        makes, judges = networks()
+        both, run, chance = nn.ModuleList([makes, judges]), training.run, training.chance
+        judged = Run(run.case, run.method, run.seed)
+        of_critic = training.loop(judges.parameters(), both, run=judged)
+        of_generator = training.loop(makes.parameters(), both)
         for _ in of_generator.steps():
             for _ in range(CRITIC_STEPS):
                 real = data[torch.randint(len(data), (BATCH,), generator=chance)]
@@ -64,34 +52,32 @@ def script(work: float = 1.0, width: int = WIDTH) -> Script:
             noise = torch.randn(BATCH, NOISE, generator=chance)
             makes.zero_grad()
             of_generator.step(partial(_generator_loss, makes, judges, noise))
-        run = of_generator.run(CASE, seed)
-        run.losses = of_critic.losses[CRITIC_STEPS - 1 :: CRITIC_STEPS]
-        samples = _samples(makes, len(data))
-        run.scores["sliced_wasserstein"] = sliced_wasserstein(samples, data)
-        run.scores["spread"] = float(samples.std(0).mean() / data.std(0).mean())
-        finite = all(map(math.isfinite, run.losses))
-        run.died = not finite or run.scores["spread"] < SMALLEST_SPREAD or _is_stuck(makes)
-        return run
+        run.losses = judged.losses[CRITIC_STEPS - 1 :: CRITIC_STEPS]
+        with torch.no_grad():
+            noise = torch.randn(len(data), NOISE, generator=torch.Generator().manual_seed(0))
+            samples = makes(noise)
+        spread = float(samples.std(0).mean() / data.std(0).mean())
+        run.scores |= {"sliced_wasserstein": sliced_wasserstein(samples, data), "spread": spread}
+        # Where the last gradient is exactly zero, no optimizer gets away.
+        moves = any(w.grad is not None and w.grad.any() for w in makes.parameters())
+        return not all(map(math.isfinite, run.losses)) or spread < SMALLEST_SPREAD or not moves
 
+    makes, judges = map(parameter_count, networks())
     return Script(
-        case=CASE,
+        case="wgan-gp",
         title="WGAN-GP",
         description=(
-            f"eight clusters of points, {parameter_count(generator(width)):,} parameters make "
-            f"them and {parameter_count(critic(width)):,} judge, {CRITIC_STEPS} critic steps for "
-            f"one of the generator, batch {BATCH}"
+            f"eight clusters of points, {makes:,} parameters make them and {judges:,} judge, "
+            f"{CRITIC_STEPS} critic steps for one of the generator, batch {BATCH}"
         ),
-        own=(Way("Adam", "lr=1e-4, betas 0 and 0.9", adam),),
+        own=(own("Adam", "lr=1e-4, betas 0 and 0.9", torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9)),),
+        steps=800 * (CRITIC_STEPS + 1),
         train=train,
         score="sliced Wasserstein distance",
         shown=("sliced_wasserstein",),
         judged_by="sliced_wasserstein",
         loss_is_positive=False,
     )
-
-
-def adam(params: Any, module: nn.Module, *, max_grad_norm: float | None = None) -> Any:
-    return torch.optim.Adam(params, lr=1e-4, betas=(0.0, 0.9))
 
 
 def _critic_loss(judges: nn.Module, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
@@ -106,11 +92,6 @@ def _generator_loss(makes: nn.Module, judges: nn.Module, noise: Tensor) -> Tenso
     return -judges(makes(noise)).mean()
 
 
-@torch.no_grad()
-def _samples(makes: nn.Module, count: int) -> Tensor:
-    return makes(torch.randn(count, NOISE, generator=torch.Generator().manual_seed(0)))
-
-
 def sliced_wasserstein(samples: Tensor, data: Tensor) -> float:
     """The mean distance of equally many points, sorted along random directions."""
     chance = torch.Generator().manual_seed(0)
@@ -118,8 +99,3 @@ def sliced_wasserstein(samples: Tensor, data: Tensor) -> float:
     directions /= directions.norm(dim=0)
     ours, theirs = (points @ directions for points in (samples, data))
     return float((ours.sort(0).values - theirs.sort(0).values).abs().mean())
-
-
-def _is_stuck(makes: nn.Module) -> bool:
-    """The last gradient is exactly zero: no optimizer gets away from here."""
-    return not any(w.grad is not None and w.grad.any() for w in makes.parameters())

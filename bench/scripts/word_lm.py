@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.losses import cross_entropy
-from bench.models import parameter_count
-from bench.scripts.loop import Training, at_least_one
-from bench.scripts.script import Run, Script, Way
-from bench.sets.words import Words, words
+from bench.networks import parameter_count
+from bench.scripts.script import Script, Training, blew_up, own
+from bench.sets.text import Text, words
+from bench.training import cross_entropy
 
-CASE = "word-lm"
-STEPS = 200
-BATCH, TOKENS, WIDTH = 20, 35, 128
+BATCH, TOKENS = 20, 35
 CLIP = 0.25
 EVALUATED = 40  # windows
 
@@ -28,83 +26,71 @@ Hidden = tuple[Tensor, Tensor]
 class WordModel(nn.Module):
     """Embedding, two layers of LSTM, and a layer to the vocabulary; dropout between them."""
 
-    def __init__(self, vocabulary: int, width: int = WIDTH, layers: int = 2) -> None:
+    def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.lstm = nn.LSTM(width, width, layers, dropout=0.2)
+        self.lstm = nn.LSTM(width, width, 2, dropout=0.2)
         self.decoder = nn.Linear(width, vocabulary)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, tokens: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+    def forward(self, tokens: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Tokens (time, batch) -> logits (time, batch, vocabulary), and the state after them."""
         embedded = F.dropout(self.embedding(tokens), 0.2, self.training)
         outputs, hidden = self.lstm(embedded, hidden)
         return self.decoder(F.dropout(outputs, 0.2, self.training)), hidden
 
-    def start(self, batch: int) -> Hidden:
-        zeros = torch.zeros(self.lstm.num_layers, batch, self.lstm.hidden_size)
-        return zeros, zeros
 
-
-def script(work: float = 1.0, width: int = WIDTH, text: Callable[[], Words] = words) -> Script:
-    steps, corpus = at_least_one(work * STEPS), text()
-    columns = _columns(corpus.train)
+def script(width: int = 128, text: Callable[[], Text] = words) -> Script:
+    corpus = text()
+    columns, validation = _columns(corpus.train), _columns(corpus.validation)
     model = partial(WordModel, len(corpus.vocabulary), width)
 
-    def train(way: Way, seed: int) -> Run:
-        torch.manual_seed(seed)
+    def train(training: Training) -> bool:
         network = model()
-        training = Training(way, network.parameters(), network, steps, max_grad_norm=CLIP)
-        hidden = network.start(BATCH)
-        for step in training.steps():
+        loop = training.loop(network.parameters(), network, CLIP)
+        hidden = None
+        for step in loop.steps():
             kept: list[Hidden] = []  # of the first evaluation: trials come after it
             start = step * TOKENS % (len(columns) - TOKENS - 1)
-            window = columns[start : start + TOKENS + 1]
-            training.step(partial(_loss, network, window, hidden, kept))
+            loop.step(partial(_loss, network, columns[start : start + TOKENS + 1], hidden, kept))
             hidden = kept[0]
-        run = training.run(CASE, seed)
-        run.scores["validation_loss"] = _validation_loss(network, _columns(corpus.validation))
-        return run
+        training.run.scores["validation_loss"] = _validation_loss(network, validation)
+        return blew_up(training.run)
 
     return Script(
-        case=CASE,
+        case="word-lm",
         title="Word-level LSTM",
         description=(
             f"{len(corpus.vocabulary):,} words, {parameter_count(model()):,} parameters, "
             f"batch {BATCH} x {TOKENS}, dropout, clip {CLIP:g}, hidden states carried over"
         ),
-        own=(Way("SGD", "lr=20", sgd), Way("AdamW", "lr=1e-3", adamw)),
+        own=(
+            own("SGD", "lr=20", torch.optim.SGD, lr=20.0),
+            own("AdamW", "lr=1e-3", torch.optim.AdamW, lr=1e-3),
+        ),
+        steps=200,
         train=train,
         score="validation loss",
         shown=("validation_loss",),
     )
 
 
-def sgd(params: Any, module: nn.Module, *, max_grad_norm: float | None = None) -> Any:
-    return torch.optim.SGD(params, lr=20.0)
-
-
-def adamw(params: Any, module: nn.Module, *, max_grad_norm: float | None = None) -> Any:
-    return torch.optim.AdamW(params, lr=1e-3)
-
-
-def _loss(model: WordModel, window: Tensor, hidden: Hidden, kept: list[Hidden]) -> Tensor:
+def _loss(model: nn.Module, window: Tensor, hidden: Hidden | None, kept: list[Hidden]) -> Tensor:
     logits, (h, c) = model(window[:-1], hidden)
     kept.append((h.detach(), c.detach()))
     return cross_entropy(logits, window[1:])
 
 
 @torch.no_grad()
-def _validation_loss(model: WordModel, columns: Tensor) -> float:
+def _validation_loss(model: nn.Module, columns: Tensor) -> float:
     model.eval()
-    hidden, losses = model.start(BATCH), []
-    for start in range(0, min(len(columns) - 1, EVALUATED * TOKENS), TOKENS):
-        window = columns[start : start + TOKENS + 1]
-        logits, hidden = model(window[:-1], hidden)
-        losses.append(float(cross_entropy(logits, window[1:])))
-    return sum(losses) / len(losses)
+    kept: list[Any] = [None]
+    starts = range(0, min(len(columns) - 1, EVALUATED * TOKENS), TOKENS)
+    return fmean(
+        float(_loss(model, columns[at : at + TOKENS + 1], kept[-1], kept)) for at in starts
+    )
 
 
 def _columns(tokens: Tensor) -> Tensor:

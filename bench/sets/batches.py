@@ -28,6 +28,17 @@ def shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Bat
             yield Batch(data.inputs[chosen], data.targets[chosen])
 
 
+def split(data: Batch, validation_share: float) -> tuple[Batch, Batch]:
+    """(training, validation), the same each time: every class has the same share in both."""
+    from sklearn.model_selection import train_test_split
+
+    inputs, targets = data
+    parts = train_test_split(
+        inputs, targets, test_size=validation_share, stratify=targets, random_state=0
+    )
+    return Batch(parts[0], parts[2]), Batch(parts[1], parts[3])
+
+
 def in_parts(data: Batch, size: int) -> list[Batch]:
     """All of it, in its order, in batches of at most `size`: for evaluation."""
     inputs, targets = data.inputs.split(size), data.targets.split(size)
@@ -45,8 +56,7 @@ def random_windows(
 ) -> Iterator[Batch]:
     """Batches of `size` windows for ever, at random places."""
     while True:
-        starts = torch.randint(len(text) - length, (size,), generator=generator)
-        yield windows(text, length, starts)
+        yield windows(text, length, torch.randint(len(text) - length, (size,), generator=generator))
 
 
 def spread_windows(text: Tensor, length: int, size: int) -> Batch:

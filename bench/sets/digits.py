@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from bench.sets.batches import Batch
+from bench.sets.batches import Batch, split
 
 
-def digits(validation_share: float = 0.2) -> tuple[Batch, Batch]:
-    """1797 images of 8x8 grey levels, as (training, validation), the same each time.
-
-    The split is stratified: every digit has the same share in both parts.
-    """
+def digits() -> tuple[Batch, Batch]:
+    """1797 images of 8x8 grey levels, as (training, validation), the same each time."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(
-        torch.tensor(images / 16.0, dtype=torch.float32).view(-1, 1, 8, 8),
-        torch.tensor(labels),
-        test_size=validation_share,
-        stratify=labels,
-        random_state=0,
-    )
-    train_images, validation_images, train_labels, validation_labels = parts
-    return Batch(train_images, train_labels), Batch(validation_images, validation_labels)
+    inputs = torch.tensor(images / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)
+    return split(Batch(inputs, torch.tensor(labels)), 0.2)
 
 
 def with_wrong_labels(data: Batch, share: float, classes: int = 10, seed: int = 0) -> Batch:
@@ -39,6 +28,5 @@ def with_wrong_labels(data: Batch, share: float, classes: int = 10, seed: int = 
 
 def of_classes(data: Batch, classes: range, each: int | None = None) -> Batch:
     """Only these classes, numbered from 0; the first `each` images of every one, or all."""
-    rows = [(data.targets == label).nonzero()[:each, 0] for label in classes]
-    chosen = torch.cat(rows)
+    chosen = torch.cat([(data.targets == label).nonzero()[:each, 0] for label in classes])
     return Batch(data.inputs[chosen], data.targets[chosen] - classes.start)

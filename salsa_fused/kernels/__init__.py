@@ -1,8 +1,6 @@
-"""The kernels' room: tensors in, tensors out.  :class:`Table` is its only door."""
+"""The kernels: tensors in, tensors out.  :class:`Kernels` serves an optimizer's parameters."""
 
-from .choice import BACKENDS, choose_backend
-from .interface import AdamClass, Backend, Direction
-from .launch import Launch
-from .table import Table
+from .directions import DIRECTIONS, Direction, direction_of
+from .kernels import Kernels
 
-__all__ = ["BACKENDS", "AdamClass", "Backend", "Direction", "Launch", "Table", "choose_backend"]
+__all__ = ["DIRECTIONS", "Direction", "Kernels", "direction_of"]

@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layout import NO_MEMORY, is_dense, is_lazy, overlaps_itself, parameter_label
+from .memory import NO_MEMORY, is_dense, is_lazy, overlaps_itself
+
+
+def parameter_label(group: Mapping[str, Any], index: int) -> str:
+    """Return what messages call a parameter: its name where the user gave names."""
+    parameter = group["params"][index]
+    names = group.get("param_names")
+    name = f"{names[index]!r}" if names else f"{index} of its group"
+    try:
+        return f"parameter {name} (shape {tuple(parameter.shape)}, {parameter.dtype})"
+    except RuntimeError:  # one that has no shape: lazy, nested
+        return f"parameter {name}"
 
 
 def takes_part(parameter: Tensor) -> bool:
-    """Whether a step may move it: all but what is frozen and has no gradient."""
+    """Tell whether a step may move it: all but what is frozen and has no gradient."""
     return parameter.requires_grad or parameter.grad is not None
 
 

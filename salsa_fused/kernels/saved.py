@@ -1,31 +1,58 @@
-"""Where a search saves the weights that it moves, and no others: one after the other."""
+"""The weights that a search moves, as they were before it: one after the other in one memory."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rows import Row
 
 ALIGNMENT = 16  # elements, so that every row of the saved weights starts a vector
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """The rows that are saved, and where each begins; in elements."""
+class Saved:
+    """Memory for the weights of some rows.  A backend sets ``filled`` once they are in it.
 
-    missing: list[bool] | None  # the rows without a gradient that it was made for
-    rows: list[int]
-    starts: array[int]  # of all rows; 0 where there is nothing saved
-    size: int
+    ``numbers``: the rows that are saved, of all ``rows``.
+    """
 
+    def __init__(
+        self, rows: Sequence[Row], numbers: list[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.numbers = numbers
+        self.starts = array("q", bytes(8 * len(rows)))  # of all rows, in elements
+        size = 0
+        for number in numbers:
+            self.starts[number] = size
+            size += -(-rows[number].size // ALIGNMENT) * ALIGNMENT
+        self.memory = torch.empty(size, dtype=dtype, device=device)
+        self.filled = False
+        self._rows = rows
 
-def room_for(rows: list[int], sizes: Sequence[int], missing: list[bool] | None) -> Room:
-    """Room for these rows of all those that have these sizes."""
-    starts, size = array("q", bytes(8 * len(sizes))), 0
-    for row in rows:
-        starts[row] = size
-        size += -(-sizes[row] // ALIGNMENT) * ALIGNMENT
-    return Room(missing, rows, starts, size)
+    def view(self, number: int) -> Tensor:
+        """Return a row's saved weights, shaped like it (in its memory order where it is dense)."""
+        row, start = self._rows[number], self.starts[number]
+        if row.dense:
+            return self.memory.as_strided(row.shape, row.stride, start)
+        return self.memory[start : start + row.size].view(row.shape)
 
+    def put_back(self, weights: Sequence[Tensor]) -> list[str]:
+        """Write the saved weights back into these; return the labels of those that failed.
 
-NO_ROOM = room_for([], [], None)
+        Only torch's errors are caught: another one is a signal's, and asks for another call.
+        """
+        lost = []
+        for number in self.numbers:
+            row, weight, reason = self._rows[number], weights[number], ""
+            try:
+                if row.fits(weight, self.memory.dtype, self.memory.device):
+                    weight.copy_(self.view(number))
+                    continue
+            except RuntimeError as error:
+                reason = f" [{type(error).__name__}: {error}]"
+            lost.append(row.label + reason)
+        self.filled = False
+        return lost

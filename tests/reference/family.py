@@ -1,29 +1,26 @@
 """Every direction with every kind of unit."""
 
+from .ademamix import ReferenceAdEMAMix
 from .lamb import ReferenceLAMB
+from .lion import ReferenceLion
 from .salsa import ReferenceSaLSa
 from .sgd import ReferenceSGD
 from .units import ReferencePLASLS, UnitSearch
 
-
-class ReferenceSGDUnits(UnitSearch, ReferenceSGD):
-    """PLASLS along SGD's direction."""
-
-
-class ReferenceLAMBUnits(UnitSearch, ReferenceLAMB):
-    """PLASLS along LAMB's direction."""
-
-
-CLASSES = {
-    ("adam", "all"): ReferenceSaLSa,
-    ("adam", "groups"): ReferencePLASLS,
-    ("sgd", "all"): ReferenceSGD,
-    ("sgd", "groups"): ReferenceSGDUnits,
-    ("lamb", "all"): ReferenceLAMB,
-    ("lamb", "groups"): ReferenceLAMBUnits,
+DIRECTIONS = {
+    "adam": ReferenceSaLSa,
+    "sgd": ReferenceSGD,
+    "lamb": ReferenceLAMB,
+    "lion": ReferenceLion,
+    "ademamix": ReferenceAdEMAMix,
 }
 
 
 def reference_class(direction: str = "adam", units: str = "all") -> type[ReferenceSaLSa]:
     """The reference of FusedSaLSa(..., direction=direction, units=units)."""
-    return CLASSES[direction, units]
+    along = DIRECTIONS[direction]
+    if units == "all":
+        return along
+    if direction == "adam":
+        return ReferencePLASLS
+    return type(f"{along.__name__}Units", (UnitSearch, along), {})

@@ -1,0 +1,144 @@
+"""Backend ``reference``: the kernels in plain torch, for any device and floating dtype.
+
+Slow and simple.  Every other backend repeats its arithmetic bit for bit (see directions.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..directions import Scalars, decayed
+from ..memory import compute_dtype
+from ..work import Work
+
+
+class ReferenceBackend:
+    """See :class:`~salsa_fused.kernels.backend.Backend`."""
+
+    name = title = "reference"
+    devices: tuple[str, ...] = ()
+    kernels, instead = "plain", "several times slower"
+    chunk_size = 1 << 15  # not used: it goes row by row
+    vector_bytes = 0
+
+    def missing(self, device: torch.device) -> str | None:
+        return None
+
+    def describe(self) -> str:
+        return "available: plain torch, any device and floating dtype, slow"
+
+    def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
+        return None if weight.is_floating_point() else f"it has no kernel for {weight.dtype}"
+
+    def first_trial(self, work: Work) -> Tensor:
+        assert work.saved is not None
+        slope = torch.zeros((), dtype=_widest(work.device), device=work.device)
+        for number in work.rows_with_gradient():
+            work.saved.view(number).copy_(work.weights[number])
+        work.saved.filled = True
+        for row in _rows(work):
+            d = work.direction.tried(row.g, row.moments, row.c)
+            row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.size)))
+            slope += _sum(row.g.mul(d)) * row.slope_scale
+        return slope
+
+    def next_trial(self, work: Work) -> None:
+        for row in _rows(work):
+            d = work.direction.tried(row.g, row.moments, row.c)
+            row.weight.copy_(row.before(work).sub(d.mul(row.size)))
+
+    def step(self, work: Work) -> Callable[[], None]:
+        written: list[tuple[Tensor, Tensor]] = []
+        for row in _rows(work):
+            w = row.before(work)
+            update, moments = work.direction.update(row.g, row.moments, row.c)
+            written.append((row.weight, w.sub(decayed(update, w, row.c).mul_(row.size))))
+            written += zip(row.moments, moments)
+        for i, (old, new) in enumerate(written):
+            new = new.to(old.dtype)
+            if work.skip is not None:
+                new = torch.where(work.skip != 0, old, new)
+            written[i] = (old, new)
+
+        def write() -> None:
+            for old, new in written:
+                old.copy_(new)
+
+        return write
+
+    def trust_ratios(self, work: Work, clip: float) -> Tensor:
+        dtype = compute_dtype(work.dtype)
+        ratios = torch.ones(len(work.weights), dtype=dtype, device=work.device)
+        for row in _rows(work):
+            w = row.weight.to(dtype)
+            update, _ = work.direction.update(row.g, row.moments, row.c)
+            u = decayed(update, w, row.c)
+            w_norm, u_norm = (x.to(_widest(x.device)).square().sum().sqrt() for x in (w, u))
+            ratio = w_norm.div(u_norm).to(dtype).clamp(max=clip)
+            ratio = torch.where((w_norm == 0.0) | (u_norm == 0.0), 1.0, ratio)
+            ratios[row.number] = ratio
+        return ratios
+
+    def alignment(self, work: Work) -> Tensor:
+        dtype = compute_dtype(work.dtype)
+        total = torch.zeros((), dtype=_widest(work.device), device=work.device)
+        for weight, g, start in zip(work.weights, work.gradients, work.window.tensors):
+            if g is not None and start is not None:
+                back = start.to(dtype).sub(weight.detach().to(dtype))
+                total += _sum(g.to(dtype).mul(back))
+        return total
+
+
+class _Row(NamedTuple):
+    number: int
+    weight: Tensor
+    g: Tensor  # in the precision of the arithmetic
+    moments: list[Tensor]
+    c: Scalars
+    ratio: Tensor | None  # LAMB's
+
+    @property
+    def size(self) -> float | Tensor:
+        return self.c.size if self.ratio is None else self.ratio * self.c.size
+
+    @property
+    def slope_scale(self) -> float | Tensor:
+        return self.c.slope_scale if self.ratio is None else self.ratio * self.c.slope_scale
+
+    def before(self, work: Work) -> Tensor:
+        """Return the weights before the step, in the precision of the arithmetic."""
+        weight = self.weight if work.saved is None else work.saved.view(self.number)
+        return weight.to(self.g.dtype)
+
+
+def _rows(work: Work) -> Iterator[_Row]:
+    """Go over the rows that the kernel goes over and that have a gradient."""
+    dtype = compute_dtype(work.dtype)
+    scalars = work.scalars
+    if dtype == torch.float32:  # each number is rounded once
+        scalars = [Scalars(*[ctypes.c_float(x).value for x in one]) for one in scalars]
+    for number in work.rows_with_gradient():
+        gradient = work.gradients[number]
+        moments = [of_all[number] for of_all in work.moments]
+        assert gradient is not None
+        yield _Row(
+            number,
+            work.weights[number],
+            gradient.to(dtype),
+            [moment for moment in moments if moment is not None],
+            scalars[work.scalars_of[number]],
+            None if work.ratios is None else work.ratios[number],
+        )
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _sum(products: Tensor) -> Tensor:
+    return products.to(_widest(products.device)).sum()

@@ -1,0 +1,271 @@
+"""The scripts that FusedSaLSa is swapped into, at a tiny size, and what is said of their runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.utils import get_total_norm
+
+from bench import report, swapin
+from bench.results import Results
+from bench.scripts import SCRIPTS, actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
+from bench.scripts.actor_critic import fallen, moved
+from bench.scripts.script import Way
+from bench.scripts.tiny_vit import mixed
+from bench.scripts.wgan_gp import sliced_wasserstein
+from bench.scripts.word_lm import WordModel
+from bench.sets.batches import Batch
+from bench.sets.text import Text, encode, encode_words
+from bench.tables import to_markdown
+from bench.training import CPU
+
+PLAY = "To be, or not to be:\nthat is the question.\n\nWhether 'tis nobler in the mind\n" * 60
+
+
+def tiny_words() -> Text:
+    return encode_words([PLAY], 20)
+
+
+TINY = {
+    "nano-gpt": lambda: nano_gpt.script(width=8, text=lambda: encode([PLAY])).shortened(0.02),
+    "word-lm": lambda: word_lm.script(width=8, text=tiny_words).shortened(0.03),
+    "word2vec": lambda: word2vec.script(width=8, text=tiny_words).shortened(0.006),
+    "wgan-gp": lambda: wgan_gp.script(width=8).shortened(0.004),
+    "actor-critic": lambda: actor_critic.script(width=8, longest=30).shortened(0.05),
+    "tiny-vit": lambda: tiny_vit.script(width=8).shortened(0.01),
+}
+_, FUSED = swapin.swapped_optimizer("salsa_fused:FusedSaLSa", {})
+
+
+class OnlySteps(torch.optim.SGD):
+    """What can stand in for FusedSaLSa: it has `step(closure)`."""
+
+    def __init__(self, params, module, max_grad_norm=None):
+        super().__init__(params, lr=0.1)
+
+    def step(self, closure):
+        self.zero_grad()
+        loss = closure()
+        loss.backward()
+        super().step()
+        return loss.detach()
+
+
+# --- the scripts ----------------------------------------------------------------------------------
+
+
+def test_every_script_has_a_tiny_one():
+    assert TINY.keys() == SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_every_script_trains_with_its_own_and_with_a_swapped_optimizer(case):
+    script = TINY[case]()
+    assert script.case == case
+    ways = [*script.own, *swapin.swapped_ways(script, "FusedSaLSa", FUSED)]
+    for way in ways:
+        run = script.run(way, 0)
+        assert len(run.losses) == len(run.work) == len(run.step_sizes) > 0
+        assert all(map(math.isfinite, [*run.losses, *run.scores.values()]))
+        assert set(script.shown) <= set(run.scores)
+        assert math.isfinite(run.step_size_at(1)) and run.step_size_at(-1) > 0
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_a_seed_decides_a_run(case):
+    script = TINY[case]()
+    way = swapin.swapped_ways(script, "FusedSaLSa", FUSED)[0]
+    first, again, other = (script.run(way, seed) for seed in (1, 1, 2))
+    assert (first.losses, first.scores) == (again.losses, again.scores)
+    assert first.losses != other.losses
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_step_with_a_closure_is_all_that_is_asked_of_a_swapped_optimizer(case):
+    script = TINY[case]()
+    for way in swapin.swapped_ways(script, "OnlySteps", OnlySteps):
+        run = script.run(way, 0)
+        assert all(map(math.isfinite, run.losses)) and not run.warnings
+
+
+def test_all_do_the_same_work():
+    script = TINY["nano-gpt"]()
+    own, swapped = script.own[0], swapin.swapped_ways(script, "FusedSaLSa", FUSED)[0]
+    plain, searched = (script.run(way, 0) for way in (own, swapped))
+    assert plain.work == [3, 6, 9, 12, 15, 18]
+    assert len(searched.losses) < len(plain.losses) and searched.work[-1] >= plain.work[-1]
+
+
+def test_a_schedule_is_a_factor_on_what_the_optimizer_has():
+    script = TINY["tiny-vit"]()
+    (way,) = swapin.swapped_ways(script, "OnlySteps", OnlySteps)
+    run = script.run(way, 0)
+    assert run.step_sizes == pytest.approx([0.1 * way.factor(i / 4) for i in range(4)])
+
+
+def test_clipping_is_told_to_the_swapped_optimizer_and_done_for_the_own_one():
+    told, norms = [], []
+
+    def make(params, module, *, max_grad_norm=None):
+        told.append(max_grad_norm)
+        return OnlySteps(params, module)
+
+    def own(params, module, *, max_grad_norm=None):
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        optimizer.register_step_pre_hook(
+            lambda *_: norms.append(get_total_norm([w.grad for w in module.parameters()]).item())
+        )
+        return optimizer
+
+    script = TINY["word-lm"]()
+    script.run(Way("A", "", make, swapped=True), 0)
+    assert told == [0.25]
+    script.run(Way("B", "", own), 0)
+    assert norms and max(norms) < 0.2501
+
+
+def test_hidden_states_are_carried_over():
+    model = WordModel(20, width=8).eval()
+    tokens = torch.randint(20, (6, 3))
+    whole, _ = model(tokens, None)
+    _, hidden = model(tokens[:4], None)
+    rest, _ = model(tokens[4:], hidden)
+    torch.testing.assert_close(rest, whole[4:])
+
+
+def test_the_pole_falls_when_it_is_let_go():
+    still = (0.0, 0.0, 0.0, 0.0)
+    after = moved(moved(still, right=True), right=True)
+    assert after[0] > 0 > after[2]  # the cart goes right, the pole leans left
+    assert not fallen(still) and fallen((2.5, 0.0, 0.0, 0.0)) and fallen((0.0, 0.0, -0.3, 0.0))
+    # the values that the equations give by hand: 10 N on 1.1 kg
+    assert moved(still, right=True)[1] == pytest.approx(0.02 * 9.7561, rel=1e-4)
+    assert moved(still, right=True)[3] == pytest.approx(0.02 * -14.634, rel=1e-4)
+
+
+def test_mixup_keeps_the_labels_sum():
+    batch = Batch(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))
+    inputs, labels = mixed(batch, 0.25)
+    torch.testing.assert_close(labels.sum(1), torch.ones(4))
+    torch.testing.assert_close(inputs[0], 0.25 * batch.inputs[0] + 0.75 * batch.inputs[3])
+    assert labels[0].argmax() == 3
+
+
+def test_the_sliced_distance():
+    points = torch.randn(100, 2)
+    assert sliced_wasserstein(points, points[torch.randperm(100)]) == pytest.approx(0, abs=1e-6)
+    assert sliced_wasserstein(points + 1.0, points) > 0.5
+
+
+# --- what is said of a run ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr, died", [(1e-3, False), (1e3, True)])
+def test_a_run_that_blows_up_has_died(lr, died):
+    def make(params, module, *, max_grad_norm=None):
+        return torch.optim.SGD(params, lr=lr)
+
+    run = TINY["nano-gpt"]().run(Way("SGD", "", make), 0)
+    assert run.died == died
+
+
+def test_a_generator_without_spread_has_died():
+    def make(params, module, *, max_grad_norm=None):
+        return torch.optim.SGD(params, lr=1e4)
+
+    run = TINY["wgan-gp"]().run(Way("SGD", "", make), 0)
+    assert run.died
+
+
+def test_a_policy_that_lets_the_pole_fall_has_died():
+    script = actor_critic.script(width=8, longest=10).shortened(0.2)
+    assert script.run(script.own[0], 0).died
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_results_table_and_page(tmp_path):
+    runner, done = swapin.ScriptRunner(CPU, quiet()), {}
+    for case in ("word-lm", "wgan-gp"):
+        script = TINY[case]()
+        ways = (*script.own, *swapin.swapped_ways(script, "FusedSaLSa", FUSED))
+        done[script] = runner.run_ways(script, ways, 1)
+    done[script][0].runs[0].warnings = ["a loss that stays"]
+    swapin.collect(done, 1, {"c": 0.3}, runner.missing).write(tmp_path / "swapin.json")
+
+    found = Results.read(tmp_path / "swapin.json")
+    assert found.row("word-lm", "FusedSaLSa", "died").n == 1
+    assert found.settings["warnings"] == {"WGAN-GP: Adam": {"a loss that stays": 1}}
+    assert {"commit", "torch", "threads"} <= found.environment.keys()
+    text = to_markdown(swapin.swapin_table(found))
+    assert text.count("FusedSaLSa") == 2
+    assert text.count("**") == 2 * 2  # one best in each script
+    assert "{'c': 0.3}" in text and "SGD (lr=20)" in text
+    assert "## Swapped into scripts" in report.page(tmp_path)
+
+
+def test_an_optimizer_that_fails_is_left_out_and_said():
+    def make(params, module, *, max_grad_norm=None):
+        raise RuntimeError("no such thing")
+
+    console = quiet()
+    script, runner = TINY["word2vec"](), swapin.ScriptRunner(CPU, console)
+    (done,) = runner.run_ways(script, (*script.own, Way("Broken", "", make)), 2)
+    assert runner.missing == {"word2vec: Broken": "RuntimeError: no such thing"}
+    assert done.method.name == "Adam" and len(done.runs) == 2
+    assert console.file.getvalue().count("no such thing") == 1  # type: ignore[attr-defined]
+
+
+def test_settings_reach_the_swapped_optimizer():
+    seen = {}
+
+    def remember(params, **options):
+        seen.update(options)
+        return torch.optim.SGD(params, lr=0.1)
+
+    swapin.Remember = remember  # type: ignore[attr-defined]
+    try:
+        name, make = swapin.swapped_optimizer("bench.swapin:Remember", {"c": 0.3})
+    finally:
+        del swapin.Remember
+    module = torch.nn.Linear(1, 1)
+    make(module.parameters(), module, max_grad_norm=2.0)
+    assert name == "Remember"
+    assert seen == {"module": module, "max_grad_norm": 2.0, "c": 0.3}
+    with pytest.raises(SystemExit, match="--optimizer nowhere:X"):
+        swapin.swapped_optimizer("nowhere:X", {})
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    from bench.__main__ import main
+
+    monkeypatch.setitem(SCRIPTS, "actor-critic", TINY["actor-critic"])
+    file = tmp_path / "s.json"
+    chosen = ["--only", "actor-critic", "--seeds", "1", "--settings", '{"c": 0.3}']
+    assert main(["swapin", *chosen, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["settings"]["options"] == {"c": 0.3}
+    assert "Actor-critic" in capsys.readouterr().out
+
+
+def test_denormals_are_only_flushed_within_a_run():
+    tiny, script = torch.tensor(1e-40), TINY["tiny-vit"]()
+    seen = []
+
+    def train(training):
+        seen.append(float(tiny * 1))
+        training.run.losses.append(1.0)
+        return False
+
+    replace(script, train=train).run(script.own[0], 0)
+    assert seen == [0.0] and tiny * 1 != 0

@@ -1,0 +1,119 @@
+"""What the Triton kernels compile to, read without a GPU.
+
+Not collected with the rest: a process that interprets Triton cannot compile, and the other way
+round.  `test_triton.py` runs this file in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+import gpu_code as page
+import pytest
+from accesses import MOMENTS, accesses
+from gpu_code import ARCHITECTURES, KERNELS, compiled, cuobjdump
+
+from salsa_fused.kernels.backends import triton_kernels
+
+pytestmark = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
+
+*OLDER, NEWEST = ARCHITECTURES
+on_every_architecture = pytest.mark.parametrize(
+    "architecture", [*[pytest.param(a, marks=pytest.mark.slow) for a in OLDER], NEWEST]
+)
+
+# (kernel, direction, keywords)
+CASES = [
+    *[
+        (kernel, direction, {})
+        for kernel in (*KERNELS, "norms")
+        for direction in (*MOMENTS, "lamb")
+    ],
+    *[("step", direction, {"saved": False}) for direction in MOMENTS],
+    *[("step", direction, {"saved": False, "skip": True}) for direction in MOMENTS],
+    ("alignment", "sgd", {}),
+]
+
+
+@cache
+def of(kernel, dtype, architecture, **keywords):
+    return compiled(kernel, dtype, architecture, **keywords)
+
+
+@on_every_architecture
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("kernel", "direction", "keywords"), CASES)
+def test_accesses_spills_and_rounding(kernel, direction, keywords, dtype, architecture):
+    made = of(kernel, dtype, architecture, direction=direction, **keywords)
+    arithmetic = "adam" if direction == "lamb" else direction
+    loads, stores = accesses(kernel, arithmetic, dtype)
+    # an unrolled loop has them several times
+    assert made.vector_loads >= loads and made.vector_loads * stores == made.vector_stores * loads
+    if arithmetic in ("adam", "ademamix"):  # no loop of which is unrolled
+        assert made.vector_loads == loads
+        assert made.ptx_count("sqrt.rn.f32") > 0 and made.ptx_count("div.rn.f32") > 0
+    assert made.spills == 0
+    # four blocks of 256 threads on every multiprocessor, and three where a thread holds 8 elements
+    # of three moments
+    three = (kernel, direction) == ("step", "ademamix") and dtype != "fp32"
+    assert made.registers <= (80 if three else 64)
+    assert_rounds(made)
+
+
+def assert_rounds(made):
+    """Rounded correctly, without fusion, and subnormal numbers count."""
+    assert not re.findall(r"\b(?:fma|mad)\.rn\.f(?:32|64)\b", made.ptx)
+    assert not re.findall(r"\b(?:sqrt|div|rsqrt|rcp)\.(?:approx|full)", made.ptx)
+    assert ".ftz" not in made.ptx
+
+
+@on_every_architecture
+def test_the_ratios_of_lamb(architecture):
+    made = of("trust_ratios", "fp32", architecture, direction="lamb")
+    assert made.spills == 0
+    assert made.ptx_count("sqrt.rn.f64") == 2 and made.ptx_count("div.rn.f64") == 1
+    assert_rounds(made)
+
+
+def test_the_reader_notices_fusion():
+    assert "fma.rn" in compiled("step", "fp32", 90, fusion=True).ptx
+
+
+POINTER = "pointer = tensor.to(tl.pointer_type(DTYPE)) + start\n    if UNIT {} {}:"
+HINTS = {
+    "pointers": (POINTER.format(">", 1), POINTER.format("<", 0)),
+    "bounds in vectors": (".to(tl.int32) * UNIT", ".to(tl.int32)"),
+}
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_accesses_narrow_without_a_hint(hint, tmp_path):
+    """The counts above are the hints' doing."""
+    source = Path(triton_kernels.__file__).read_text()
+    assert source.count(HINTS[hint][0]) == 1
+    source = source.replace(*HINTS[hint]).replace(
+        "from .. import", "from salsa_fused.kernels import"
+    )
+    source = source.replace("from .triton", "from salsa_fused.kernels.backends.triton")
+    path = tmp_path / "changed.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("changed", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = compiled("first_trial", "fp32", 90, kernels=module)
+    loads, stores = accesses("first_trial", "adam", "fp32")
+    assert made.vector_loads + made.vector_stores < loads + stores
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_is_compiled():
+    import triton
+
+    text = page.PAGE.read_text(encoding="utf-8")
+    shown = text.partition(page.BEGIN)[2].partition(page.END)[0].strip()
+    if f"Triton {triton.__version__}." not in shown:
+        pytest.skip("the page shows another version of Triton")
+    assert shown == page.table()

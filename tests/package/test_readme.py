@@ -1,0 +1,131 @@
+"""The README's Python is run, from its own text."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from small_net import make_batch, make_net
+from torch import nn
+
+from salsa_fused import FusedSaLSa
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    textwrap.dedent(block)
+    for block in re.findall(r"^ *```python\n(.*?)^ *```", README, re.M | re.S)
+]
+
+
+def block_with(text: str) -> str:
+    (found,) = [block for block in BLOCKS if text in block]
+    return found
+
+
+@pytest.fixture
+def names():
+    torch.manual_seed(0)
+    model = make_net()
+    return {
+        "torch": torch,
+        "model": model,
+        "loss_function": nn.MSELoss(),
+        "loader": [make_batch(step) for step in range(40)],
+        "batches": [make_batch(step, 8) for step in range(4)],
+        "optimizer": FusedSaLSa(model.parameters(), module=model),
+        "steps": 100,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_every_block_is_tested():
+    assert len(BLOCKS) == 6
+
+
+def test_swap_it_in(names):
+    exec(block_with("loss = optimizer.step(closure)"), names)
+    assert names["optimizer"].metrics()["steps"] == 40
+    assert names["loss"] < 3.0
+
+
+def test_outputs(names):
+    names |= {"kept": {}, "inputs": names["loader"][0][0], "targets": names["loader"][0][1]}
+    exec(block_with("if not optimizer.in_trial"), names)
+    loss = names["optimizer"].step(names["closure"])
+    outputs = names["kept"]["outputs"]
+    assert outputs.grad_fn is not None
+    assert names["loss_function"](outputs, names["targets"]).item() == loss.item()
+
+
+def test_a_schedule_becomes_a_factor(names):
+    names |= {
+        "OneCycleLR": torch.optim.lr_scheduler.OneCycleLR,
+        "group": names["optimizer"].param_groups[0],
+        "learning_rate_at": lambda step: 3e-4,
+        "step": 0,
+    }
+    exec(block_with("as_factor"), names)
+    assert names["group"]["lr"] == pytest.approx(0.5)
+    assert isinstance(names["scheduler"], torch.optim.lr_scheduler.OneCycleLR)
+
+
+def test_accumulation_and_clipping(names):
+    for _ in range(30):
+        exec(block_with("optimizer.step(closure, loss=total)"), names)
+    optimizer = names["optimizer"]
+    assert optimizer.metrics()["steps"] == 30 and optimizer.last_search.outcome == "accepted"
+    optimizer.param_groups[0]["steps_since_search"] = 99
+    exec(block_with("optimizer.step(closure, loss=total)"), names)
+    assert optimizer.last_search.loss == pytest.approx(names["total"].item())
+
+
+def test_grad_scaler(names):
+    inputs, targets = names["loader"][0]
+    before = names["loss_function"](names["model"](inputs), targets).item()
+    names["loader"] = names["loader"][:1] * 60
+    exec(block_with("scaler.scale(loss).backward()"), names)
+    optimizer = names["optimizer"]
+    assert optimizer.metrics()["steps"] > 50 and names["scaler"].get_scale() > 1.0
+    assert optimizer.metrics()["searches"] > 10
+    assert names["loss"].item() < 0.8 * before
+
+
+def test_schedule(names):
+    exec(block_with("CosineAnnealingLR"), names)
+    factors = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SequentialLR calls its own deprecated step(epoch)
+        for inputs, targets in names["loader"] * 3:
+            factors.append(names["optimizer"].param_groups[0]["lr"])
+            names["optimizer"].step(
+                lambda x=inputs, y=targets: names["loss_function"](names["model"](x), y)
+            )
+            names["scheduler"].step()
+    assert factors[0] == pytest.approx(1 / 30)
+    assert factors[29] < 1.0 and factors[30:50] == pytest.approx([1.0] * 20)
+    assert factors[51] < 1.0 and factors[99] < 0.01
+
+
+def test_the_recipes_in_one_line(names):
+    import salsa_fused
+
+    params = list(names["model"].parameters())
+    names |= {"params": params, "FusedSaLSa": FusedSaLSa, "salsa_fused": salsa_fused}
+    lines = re.findall(r"`(FusedSaLSa\(params[^`]*\))`", README)
+    assert len(lines) == 2
+    for line in lines:
+        assert isinstance(eval(line, names), FusedSaLSa)
+    adam = torch.optim.Adam(params)
+    assert "`optimizer.load_state_dict(adam.state_dict())`" in README
+    names["optimizer"].load_state_dict(adam.state_dict())
