@@ -15,14 +15,6 @@ namespace {
 using Address = std::uintptr_t;
 using salsa::dlpack::Tensor;
 
-void prefetch(const void* address) {
-#if defined(__GNUC__)
-    __builtin_prefetch(address);
-#else
-    (void)address;
-#endif
-}
-
 // The memory of an `array.array("q")`, which nobody resizes meanwhile; null where it is too short.
 Address* words_of(const py::handle& array, Py_ssize_t n) {
     Py_buffer buffer;
@@ -36,7 +28,7 @@ Address* words_of(const py::handle& array, Py_ssize_t n) {
 void prefetch_lines(const py::object& array) {
     const Py_ssize_t n = PyObject_Size(array.ptr());
     const Address* lines = words_of(array, n);
-    for (Py_ssize_t i = 0; i < n; ++i) prefetch(reinterpret_cast<const void*>(lines[i]));
+    for (Py_ssize_t i = 0; i < n; ++i) __builtin_prefetch(reinterpret_cast<const void*>(lines[i]));
 }
 
 // Gives a tensor's layout word by word (null: there is none), as long as `word` says true.
@@ -155,14 +147,10 @@ private:
 
 // Asks for what a look at a dict's items will read, some turns before it.
 void prefetch_items(PyObject* dict) {
-#if !defined(PYPY_VERSION)
     if (!PyDict_CheckExact(dict)) return;
     const auto* keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(dict)->ma_keys);
-    prefetch(keys);
-    prefetch(keys + 64);
-#else
-    (void)dict;
-#endif
+    __builtin_prefetch(keys);
+    __builtin_prefetch(keys + 64);
 }
 
 // The step count of all entries of the state, where it is one and the same, the moments are these

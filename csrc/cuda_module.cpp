@@ -31,6 +31,7 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int
 
 PYBIND11_MODULE(_native_cuda, module) {
     module.doc() = "The CUDA kernels of salsa_fused.";
+    module.attr("directions") = salsa::kDirections;
     module.attr("architectures") = SALSA_CUDA_ARCHITECTURES;
 
     using release_gil = py::call_guard<py::gil_scoped_release>;

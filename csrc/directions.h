@@ -110,6 +110,9 @@ struct AdEMAMix : Adam {
 // struct: it is Adam, scaled row by row (sums.h).
 #define SALSA_DIRECTIONS(X) X(Adam, 0) X(Sgd, 1) X(Lion, 3) X(AdEMAMix, 4)
 
+#define SALSA_COUNT(D, place) +1
+constexpr int kDirections = 0 SALSA_DIRECTIONS(SALSA_COUNT);
+
 // Calls work(D{}) with the struct of a direction.
 template <class Work>
 void by_direction(int place, const Work& work) {

@@ -39,8 +39,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "The CPU's kernels of salsa_fused, and its looks at lists of tensors.";
     module.attr("compiler") = __VERSION__;
     module.attr("openmp") = salsa::cpu::has_openmp();
-#define SALSA_COUNT(D, place) +1
-    module.attr("directions") = 0 SALSA_DIRECTIONS(SALSA_COUNT);
+    module.attr("directions") = salsa::kDirections;
     module.attr("scalar_fields") = sizeof(salsa::Scalars) / sizeof(float);
     module.attr("row_fields") = sizeof(salsa::Row) / sizeof(std::int64_t);
 

@@ -27,7 +27,6 @@ from .search_settings import SearchSettings
 from .trouble import LOWEST_PLAUSIBLE_LR, Trouble, largest_lr
 from .warning import warn
 
-ADAMS_MOMENTS = {"exp_avg", "exp_avg_sq"}
 ALL_MOMENTS = {name for direction in DIRECTIONS.values() for name in direction.moments}
 
 State = defaultdict[Any, dict[str, Any]]
@@ -212,7 +211,7 @@ def _read_moments(
 ) -> dict[str, Any]:
     if missing := {"step", *direction.moments} - set(entry):
         source = "FusedSaLSa, Adam or AdamW"
-        if not missing <= {"step", *ADAMS_MOMENTS}:
+        if not missing <= {"step", *DIRECTIONS["adam"].moments}:
             source = f'FusedSaLSa with direction="{direction.name}"'
         raise ValueError(
             f"the loaded state of {label} lacks {', '.join(sorted(missing))}: it is not the state "

@@ -21,7 +21,7 @@ from .given_loss import NOT_CLIPPED
 from .groups import defaults_of
 from .interrupts import Interrupts, Undo, take_back
 from .kernels import Kernels
-from .kernels.directions import DIRECTIONS
+from .kernels.directions import direction_of
 from .kernels.parameters import check_no_shared_memory
 from .line_search import LineSearch
 from .look_back import FIRST_MOVE, Window
@@ -425,7 +425,7 @@ class FusedSaLSa(Checkpoints):
 
     def _first_move(self) -> float:
         """Return the largest step size before the first window; -1 where weights of 0 set none."""
-        if DIRECTIONS[self.param_groups[0]["direction"]].scaled_by_ratios:  # by the weights' size
+        if direction_of(self.param_groups[0]).scaled_by_ratios:  # by the weights' size
             return FIRST_MOVE
         return FIRST_MOVE * self._kernels.root_mean_square() or -1.0
 
@@ -437,7 +437,7 @@ class FusedSaLSa(Checkpoints):
     @property
     def _nothing_to_apply(self) -> bool:
         """Whether a step changes nothing, as the one that torch's distributed checkpoints take."""
-        moments = DIRECTIONS[self.param_groups[0]["direction"]].moments
+        moments = direction_of(self.param_groups[0]).moments
         return not moments and not largest_lr(self.param_groups) > 0.0
 
     def _parameters(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from . import look_back
-from .kernels.directions import DIRECTIONS
+from .kernels.directions import direction_of
 from .line_search import LineSearch, SearchResult, SearchState
 from .look_back import FIRST_STEPS, LOOKS, Window
 from .search_settings import SearchSettings
@@ -91,7 +91,7 @@ def looks_back(group: Mapping[str, Any]) -> bool:
     return (
         group["search_period"] is not None
         and group["units"] == "all"
-        and DIRECTIONS[group["direction"]].of_unit_size
+        and direction_of(group).of_unit_size
     )
 
 

@@ -90,8 +90,9 @@ class Bucket:
         self._zeros.append(0)
         self._in_one_group = self.groups[0] == self.groups[-1]  # they come in order
         for column in (self.weight, self.gradient, *self.moments):
-            column.tensors.append(None)
             column.addresses.append(-1)  # not known
+        for tensors in self._moment_tensors:
+            tensors.append(None)
         self.raw_rows.extend([0] * ROW_FIELDS)
         self._elements += row.size
 
@@ -317,17 +318,20 @@ class Bucket:
 
     def _cut_anew(self) -> None:
         """Cut the rows into chunks where what can be read in vectors has changed."""
-        addresses = [c.addresses for c in (self.weight, self.gradient, *self.moments)]
-        aligned = self._find_aligned(addresses)
+        aligned = self._find_aligned()
         if aligned != self.selection.aligned:
             length = self.backend.vector_bytes // self.dtype.itemsize
             self.selection.cut(self.rows, aligned, length, self.backend.chunk_size)
         self._cut_for = self.rows_version
 
-    def _find_aligned(self, addresses: list[array[int]]) -> list[bool]:
+    def _find_aligned(self) -> list[bool]:
         """Find the rows whose tensors all begin where a vector may begin."""
-        if not (vector := self.backend.vector_bytes):
-            return [False] * len(self.rows)
+        vector, known = self.backend.vector_bytes, self.selection.aligned
+        if not vector:
+            return known or [False] * len(self.rows)
+        # gradients move in every step; moments that have not moved are as they were cut
+        moments = [] if self.moments_current and known and all(known) else self.moments
+        addresses = [column.addresses for column in (self.weight, self.gradient, *moments)]
         if reduce(or_, chain.from_iterable(addresses)) % vector == 0:  # mostly
             return [True] * len(self.rows)
         return [reduce(or_, of_row) % vector == 0 for of_row in zip(*addresses)]

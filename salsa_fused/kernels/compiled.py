@@ -15,17 +15,17 @@ from .directions import DIRECTIONS
 
 
 def load(name: str) -> tuple[ModuleType | None, str]:
-    """Return a compiled module, or None and the error of its import."""
+    """Return a compiled module, or None and why it cannot be used."""
     try:
-        return importlib.import_module(f"salsa_fused.{name}"), ""
+        found = importlib.import_module(f"salsa_fused.{name}")
     except ImportError as error:
         return None, str(error)
+    if getattr(found, "directions", 0) != len({d.arithmetic for d in DIRECTIONS.values()}):
+        return None, "it is older than the sources: run `pip install` again"
+    return found, ""
 
 
 module, _import_error = load("_native")
-structs = {direction.arithmetic for direction in DIRECTIONS.values()}
-if module is not None and getattr(module, "directions", 0) != len(structs):
-    module, _import_error = None, "it is older than the sources: run `pip install` again"
 
 
 def missing() -> str | None:

@@ -17,8 +17,10 @@ def test_float64_follows_the_reference(name):
     assert outcomes >= {"accepted", "exhausted", "flat"}  # the problem is not too easy
 
 
-@pytest.mark.parametrize("name", ["LAMB", "LAMBC", "LAMBC, clipped", "LAMBC, total_steps"])
-def test_lamb_of_one_group_and_to_maximize(name):
+@pytest.mark.parametrize(
+    "name", ["LAMB", "LAMBC", "LAMBC, clipped", "LAMBC, total_steps", "Lion", "AdEMAMix"]
+)
+def test_one_group_and_to_maximize(name):
     for cls, keywords in (
         (NoisyProblem, {"groups": [{"params": range(5), "weight_decay": 0.02}]}),
         (NegatedProblem, {"maximize": True}),

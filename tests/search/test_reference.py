@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from reference import DEFAULTS, PAPER, ReferenceLAMB, ReferenceSaLSa
-from scripted_losses import given, never, scalar, script
+from scripted_losses import given, never, scalar, script, search_state
 
 approx = pytest.approx
 NAN = math.nan
@@ -17,16 +17,6 @@ def square_and_grad(w):
 
 def square(w):
     return float(w[0][0] ** 2)
-
-
-def flat(opt):
-    """One step whose search ends flat: the loss hides every difference."""
-    return opt.step(given(1e60, 1.0), script(1e60))
-
-
-def search_state(opt):
-    names = "eta h s L E_fast E_slow since_search steps eta_accepted flats"
-    return tuple(getattr(opt, name) for name in names.split())
 
 
 # Adam

@@ -5,32 +5,10 @@ import math
 import numpy as np
 import pytest
 from reference import ReferenceLAMB
-from scripted_losses import given, never, script
+from scripted_losses import given, make, never, script, watch, weights
 
 approx = pytest.approx
 NAN = math.nan
-PLAIN = {"growth": 1.0, "look_back": False}
-
-
-def make(cls, *weights, groups=None, found=True, **keywords):
-    """One weight per group, eps 0, growth 1; found: as if a search had been accepted before."""
-    groups = groups or [{}] * len(weights)
-    groups = [{"params": [i], "eps": 0.0, **group} for i, group in enumerate(groups)]
-    opt = cls([np.atleast_1d(w) for w in weights], groups, **{**PLAIN, **keywords})
-    opt.located = opt.accepted_once = found
-    for unit in getattr(opt, "units", []):
-        unit.located = found
-    return opt
-
-
-def watch(seen, *losses):
-    """`script` that notes the first number of every tensor it is called with."""
-    left = script(*losses)
-    return lambda w: seen.append([x.flat[0] for x in w]) or left(w)
-
-
-def weights(opt):
-    return [w.flat[0] for w in opt.params]
 
 
 def lamb(*tensors, gradients, trust_clip=None, found=False, **keywords):

@@ -4,20 +4,10 @@ import math
 import warnings
 
 import pytest
-from scripted_losses import given, never, scalar, script
+from scripted_losses import flat, given, never, scalar, script, search_state
 
 approx = pytest.approx
 NAN = math.nan
-
-
-def flat(opt):
-    """One step whose search ends flat: the loss hides every difference."""
-    return opt.step(given(1e60, 1.0), script(1e60))
-
-
-def search_state(opt):
-    names = "eta h s L E_fast E_slow since_search steps eta_accepted flats"
-    return tuple(getattr(opt, name) for name in names.split())
 
 
 # Flat
