@@ -128,9 +128,9 @@ TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
 SHOWN: dict[str, tuple[tuple[Column, ...], tuple[str, str], tuple[str, str]]] = {
     "demo": (
         (*(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
-         EXTRA._replace(show=_zero_or(3), spread=True),
+         EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
          Column("steps", "steps", "{:.0f}".format),
-         Column("last step\nsize", "final_step_size", show_number, "median"),
+         Column("last\nstep\nsize", "final_step_size", show_number, "median"),
          Column("ms per\nstep", "step_time", "{:.1f}".format, "median")),
         ("problem", "optimizer"), ("", ""),
     ),
