@@ -23,8 +23,8 @@ COMMANDS = {
               "optimizers", "--device --data --without --optimizers --family --seeds=3 --work=1 "
               "--again --json"),
     "swapin": ("swapin", "train loops as people write them, with their optimizer and with "
-               "FusedSaLSa", "--seeds=2 --work=1 --only --settings={} "
-               f"--optimizer=salsa_fused:FusedSaLSa --without-own --json={LOCAL}/swapin.json"),
+               "FusedSaLSa",
+               f"--seeds=2 --work=1 --only --settings={{}} --json={LOCAL}/swapin.json"),
     "step": ("steps", "time whole training steps on real architectures, beside AdamW and others",
              f"--device --rounds=10 --json={LOCAL}/step.json"),
     "memory": ("steps", "peak memory of a training step, beside AdamW's and others'",
@@ -52,10 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--again": {"action": "store_true", "help": "measure anew what was measured before"},
     "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the scripts"},
     "--settings": {"type": json.loads, "metavar": "JSON",
-                   "help": """keyword arguments for the swapped optimizer: '{"lr": 0.5}'"""},
-    "--optimizer": {"metavar": "MODULE:NAME", "help": "what to swap in: built with (params, "
-                    "module=..., max_grad_norm=...), and only step(closure) is called"},
-    "--without-own": {"action": "store_true", "help": "leave out the scripts' own optimizers"},
+                   "help": """keyword arguments for FusedSaLSa: '{"lr": 0.5}'"""},
     "--backends": {"nargs": "+", "choices": ("triton", "native", "reference"),
                    "default": ["triton", "native"], "help": "on a GPU"},
     "--threads": {"nargs": "+", "type": int, "metavar": "N",

@@ -6,17 +6,17 @@ batch sizes of arXiv 2407.20650. A machine that reaches no hub gets a message th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from bench.networks import classifying_bert, resnet
-from bench.problems import Make, made, of_rows
+from bench.problems import Make, of_rows
 from bench.sets.batches import Batch
 from bench.sets.fetch import DataError
 from bench.sets.reviews import trimmed
@@ -43,8 +43,14 @@ def _load(*name: str) -> Any:
         ) from None
 
 
-def glue(device: torch.device, *, name: str, title: str, columns: tuple[str, ...]) -> Problem:
-    splits = _load("nyu-mll/glue", name)
+def _pretrained() -> tuple[Any, Any]:
+    """BERT's tokenizer, which pads with 0, and BERT."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BERT)
+    return tokenizer, transformers.BertModel.from_pretrained(BERT)
+
+
+def glue(title: str, columns: tuple[str, ...], case: str, device: torch.device) -> Problem:
+    splits = _load("nyu-mll/glue", case)
     tokenizer, pretrained = _pretrained()
 
     def batch_of(split: Any) -> Batch:
@@ -57,29 +63,21 @@ def glue(device: torch.device, *, name: str, title: str, columns: tuple[str, ...
         network.model.bert.load_state_dict(pretrained.state_dict())
         return network
 
-    train, validation = batch_of(splits["train"]), batch_of(splits["validation"])
+    parts = batch_of(splits["train"]), batch_of(splits["validation"])
     return of_hub(
-        device, steps=GLUE_EPOCHS * (len(train.targets) // GLUE_BATCH), title=title, what="rows",
-        has="pretrained, dropout", model=model, parts=lambda: (train, validation),
-        batch=GLUE_BATCH, size=128, change=trimmed,
+        GLUE_EPOCHS * (len(parts[0].targets) // GLUE_BATCH), title, "pretrained, dropout", model,
+        case, device, what="rows", parts=lambda: parts, batch=GLUE_BATCH, size=128, change=trimmed,
     )  # fmt: skip
 
 
-def _pretrained() -> tuple[Any, Any]:
-    """BERT's tokenizer, which pads with 0, and BERT."""
-    from transformers import AutoTokenizer, BertModel
-
-    return AutoTokenizer.from_pretrained(BERT), BertModel.from_pretrained(BERT)
-
-
-def cifar10(device: torch.device) -> Problem:
+def cifar10(case: str, device: torch.device) -> Problem:
     """A ResNet-34; random crops and flips, as everybody does it."""
     splits = _load("uoft-cs/cifar10")
-    train, validation = (_images(splits[name]) for name in ("train", "test"))
+    parts = _images(splits["train"]), _images(splits["test"])
     problem = of_hub(
-        device, steps=CIFAR_EPOCHS * (len(train.targets) // CIFAR_BATCH), has="BatchNorm",
-        title="ResNet-34 on CIFAR-10", model=lambda: resnet(34, 10, cifar=True), log_loss=True,
-        parts=lambda: (train, validation), batch=CIFAR_BATCH, size=500,
+        CIFAR_EPOCHS * (len(parts[0].targets) // CIFAR_BATCH), "ResNet-34 on CIFAR-10", "BatchNorm",
+        lambda: resnet(34, 10, cifar=True), case, device, log_loss=True, parts=lambda: parts,
+        batch=CIFAR_BATCH, size=500,
     )  # fmt: skip
     return replace(
         problem,
@@ -90,9 +88,8 @@ def cifar10(device: torch.device) -> Problem:
 def _images(split: Any) -> Batch:
     """As fp32 with the data set's mean and deviation taken out."""
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
-    mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    images = torch.tensor(pixels).float() / 255
-    images = ((images - torch.tensor(mean)) / torch.tensor(deviation)).permute(0, 3, 1, 2)
+    mean, deviation = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])
+    images = ((torch.tensor(pixels).float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
     return Batch(images, torch.tensor(list(split["label"])))
 
 
@@ -109,13 +106,8 @@ def augmented(generator: torch.Generator, batch: Batch, margin: int = 4) -> Batc
     return Batch(images, batch.targets)
 
 
-MAKE: dict[str, Make] = {
-    "sst2": partial(glue, name="sst2", title="BERT-base on SST-2", columns=("sentence",)),
-    "mrpc": partial(
-        glue, name="mrpc", title="BERT-base on MRPC", columns=("sentence1", "sentence2")
-    ),
+HUB: dict[str, Make] = {
+    "sst2": partial(glue, "BERT-base on SST-2", ("sentence",)),
+    "mrpc": partial(glue, "BERT-base on MRPC", ("sentence1", "sentence2")),
     "cifar10": cifar10,
-}
-HUB: dict[str, Callable[..., Problem]] = {
-    name: partial(made, name, make) for name, make in MAKE.items()
 }

@@ -6,7 +6,9 @@ an optimizer that evaluates the loss several times per step has to get both righ
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +60,11 @@ class PlainResNet(nn.Module):
     def __init__(self, blocks: int = 4, width: int = 24) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1)
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(), nn.Conv2d(width, width, 3, padding=1),
-                nn.ReLU(), nn.Conv2d(width, width, 3, padding=1),
-            )
-            for _ in range(blocks)
-        )  # fmt: skip
+
+        def half() -> tuple[nn.Module, nn.Module]:
+            return nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+
+        self.branches = nn.ModuleList(nn.Sequential(*half(), *half()) for _ in range(blocks))
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,40 +79,32 @@ class PlainResNet(nn.Module):
 class ViT(nn.Module):
     """Small vision transformer (arXiv 2010.11929), pre-norm, no dropout; the mean of all patches.
 
-    Grey images (batch, 1, size, size) -> logits (batch, classes).
+    Grey images (batch, 1, 8, 8) -> logits (batch, classes).
     """
 
-    def __init__(
-        self, classes: int = 10, size: int = 8, patch: int = 2, layers: int = 3, width: int = 32
-    ) -> None:
+    def __init__(self, classes: int = 10, patch: int = 2, layers: int = 3, width: int = 32) -> None:
         super().__init__()
         self.embed = nn.Conv2d(1, width, patch, stride=patch)
-        self.positions = nn.Parameter(0.02 * torch.randn((size // patch) ** 2, width))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(layers)
-        )  # fmt: skip
+        self.positions = nn.Parameter(0.02 * torch.randn((8 // patch) ** 2, width))
+        how: dict[str, Any] = {"batch_first": True, "norm_first": True, "activation": "gelu"}
+        layer = partial(nn.TransformerEncoderLayer, width, 4, 4 * width, dropout=0.0, **how)
+        self.layers = nn.Sequential(*(layer() for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images).flatten(2).transpose(1, 2) + self.positions
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(self.norm(x).mean(1))
+        return self.head(self.norm(self.layers(x)).mean(1))
 
 
 class CharLSTM(nn.Module):
     """Tokens (batch, time) -> logits (batch, time, vocabulary); every row begins with zeros."""
 
-    def __init__(self, vocabulary: int, embedding: int = 32, width: int = 96) -> None:
+    def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, embedding)
-        self.lstm = nn.LSTM(embedding, width, batch_first=True)
-        self.head = nn.Linear(width, vocabulary)
+        self.tokens = nn.Embedding(vocabulary, 32)
+        self.lstm = nn.LSTM(32, 96, batch_first=True)
+        self.head = nn.Linear(96, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
         states, _ = self.lstm(self.tokens(tokens))

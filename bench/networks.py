@@ -1,6 +1,6 @@
 """BERT, GPT-2, Llama and ResNets of published sizes: those of `transformers`, giving logits.
 
-`transformers` is imported when the first of them is built: that takes seconds.
+What `transformers` needs for a model it loads when that is first built: that takes seconds.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 PADDING = 0  # the token that fills rows up; it is not attended to
@@ -44,23 +45,17 @@ class Logits(nn.Module):
 
 
 def bert_config(size: str = "base", **other: Any) -> Any:
-    from transformers import BertConfig
-
-    return BertConfig(**{**BERT_SIZES[size], **other})
+    return transformers.BertConfig(**{**BERT_SIZES[size], **other})
 
 
 def bert(config: Any) -> Any:
-    from transformers import BertModel
-
-    return BertModel(config)
+    return transformers.BertModel(config)
 
 
 def masked_bert(config: Any) -> nn.Module:
     """Tokens (batch, time) -> logits (batch, time, vocabulary): what BERT is pre-trained for."""
-    from transformers import BertForMaskedLM
-
     with torch.random.fork_rng(devices=[]):
-        model: Any = BertForMaskedLM(config)
+        model: Any = transformers.BertForMaskedLM(config)
     model.bert = bert(config)  # the encoder's weights are drawn first, then the head's
     model.bert.pooler = None
     model.tie_weights()
@@ -76,9 +71,7 @@ def _draw(layer: nn.Linear) -> None:
 
 def classifying_bert(config: Any) -> Any:
     """Tokens (batch, time) -> logits (batch, classes), from the first token through the pooler."""
-    from transformers import BertForSequenceClassification
-
-    return Logits(BertForSequenceClassification(config), padded=True)
+    return Logits(transformers.BertForSequenceClassification(config), padded=True)
 
 
 class MeanClassifier(nn.Module):
@@ -107,15 +100,13 @@ def gpt(
     dropout: float = 0.1,
 ) -> nn.Module:  # fmt: skip
     """GPT-2 (Radford et al. 2019) after nanoGPT: the exact GELU, and nanoGPT's first weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
+    config = transformers.GPT2Config(
         vocab_size=vocabulary, n_positions=context, n_layer=layers, n_head=heads, n_embd=width,
         activation_function="gelu", attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout,
         use_cache=False, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # its own first weights are not used
-        model = GPT2LMHeadModel(config)
+        model = transformers.GPT2LMHeadModel(config)
     # The same numbers for a seed as in nanoGPT: made as layers, then drawn anew in two rounds.
     made: list[Any] = [nn.Embedding(vocabulary, width), nn.Embedding(context, width)]
     for _ in range(layers):
@@ -136,24 +127,21 @@ def gpt(
 
 def llama(size: str) -> nn.Module:
     """Llama (arXiv 2302.13971); the sizes "1B" and "tiny" as Llama 3.2 (arXiv 2407.21783)."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     rope = {"rope_type": "default", "rope_theta": 500_000.0}
     how = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_parameters": rope}
-    return Logits(LlamaForCausalLM(LlamaConfig(**{**how, **LLAMA_SIZES[size], "use_cache": False})))
+    config = transformers.LlamaConfig(**{**how, **LLAMA_SIZES[size], "use_cache": False})
+    return Logits(transformers.LlamaForCausalLM(config))
 
 
 def resnet(depth: int, classes: int = 1000, *, cifar: bool = False) -> nn.Module:
     """Images (batch, 3, height, width) -> (batch, classes); the stride is the 3x3's."""
-    from transformers import ResNetConfig, ResNetForImageClassification
-
     how: dict[str, Any] = {"num_labels": classes, "depths": [3, 4, 6, 3]}
     if depth < 50:
         how |= {"hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
     if depth == 18:
         how["depths"] = [2, 2, 2, 2]
     with torch.random.fork_rng(devices=[]):  # its own first weights are not used
-        model: Any = ResNetForImageClassification(ResNetConfig(**how))
+        model: Any = transformers.ResNetForImageClassification(transformers.ResNetConfig(**how))
     stem, stages = model.resnet.embedder, model.resnet.encoder.stages
     if cifar:  # small images: no stride and no pooling at the start
         stem.embedder.convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)

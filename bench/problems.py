@@ -1,54 +1,46 @@
 """What is trained: data, model, loss, batch size and budget, the same for every optimizer.
 
-To add a problem, name in `MAKE` what makes it for a device: `of_rows` or `of_plays` with what is
-its own, or a function.
+To add a problem, name in `PROBLEMS` what makes it: `of_rows` or `of_plays` with what is its own, or
+a function. It is called with the problem's name and the device.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import models
 from bench.networks import MeanClassifier, bert, bert_config, gpt, parameter_count
-from bench.sets import numbers
+from bench.sets import small
 from bench.sets.batches import Batch, in_parts, on, random_windows, shuffled, spread_windows
-from bench.sets.digits import digits, of_classes, with_wrong_labels
-from bench.sets.pretrained import pretrained
+from bench.sets.fetch import CACHE, shown, whole
 from bench.sets.reviews import minilm_weights, reviews, trimmed
+from bench.sets.small import digits, of_classes
 from bench.sets.text import plays
-from bench.training import CPU, MEAN_SQUARE, Problem
+from bench.training import CPU, Problem
 
-Model = Callable[[], nn.Module]
+Make = Callable[[str, torch.device], Problem]
 Parts = Callable[[], Iterable[Batch]]  # rows to train on, and for validation
-Make = Callable[[torch.device], Problem]
-
-
-def made(case: str, make: Make, device: torch.device, steps: int | None = None) -> Problem:
-    """The problem of that name, with its own number of steps, or with `steps`.
-
-    Of a short training less often is evaluated, which would take longer than the training.
-    """
-    problem = replace(make(device), case=case)
-    if steps is None:
-        return problem
-    checkpoints = max(1, min(problem.checkpoints, steps // 10))
-    return replace(problem, plain_steps=steps, checkpoints=checkpoints)
-
-
-def weights_before(case: str) -> dict[str, torch.Tensor]:
-    return pretrained(made(case, BEFORE[case], CPU))
+WRONG_LABELS = 0.3
+FIRST, SECOND = range(5), range(5, 10)  # classes: to pre-train on, and to go on with
+CONTEXT = 64
+WINDOWS, WINDOWS_BATCH = 96, 32  # of a fixed sample, and of a batch of it
+MINILM = "MiniLM-L6"
+mean_square: dict[str, Any] = {"loss": nn.functional.mse_loss, "unit": "mean square"}
 
 
 def of_rows(
-    device: torch.device, *, steps: int, title: str, has: str, model: Model,
-    parts: Parts, batch: int, what: str = "images",
-    sampled: int | None = None, size: int | None = None, checkpoints: int = 15,
+    steps: int, title: str, has: str, model: Callable[[], nn.Module], case: str,
+    device: torch.device, *, parts: Parts, batch: int, what: str = "images",
+    sampled: int | None = None, size: int | None = None,
     change: Callable[[Batch], Batch] = lambda batch: batch, **more: Any,
 ) -> Problem:  # fmt: skip
     """A problem on rows of data, which are drawn in another order in every epoch.
@@ -64,99 +56,49 @@ def of_rows(
     def fixed(part: Batch) -> list[Batch]:
         return [on(device, change(one)) for one in in_parts(part, size or len(part.targets))]
 
+    count = parameter_count(model())
     return Problem(
-        case="",
-        title=title,
-        description=(
-            f"{parameter_count(model()):,} parameters, {has}; {rows:,} {what}, batch {batch}"
-        ),
+        case=case, title=title,
+        description=f"{count:,} parameters, {has}; {rows:,} {what}, batch {batch}",
         evaluated_on=f"{sampled or rows:,} training and {checked:,} validation {what}",
-        model=model,
-        batches=lambda generator: map(change, shuffled(train, batch, generator)),
+        model=model, batches=lambda generator: map(change, shuffled(train, batch, generator)),
         train_sample=fixed(Batch(train.inputs[:sampled], train.targets[:sampled])),
-        validation_sample=fixed(validation),
-        plain_steps=steps,
-        checkpoints=checkpoints,
-        **more,
-    )
+        validation_sample=fixed(validation), plain_steps=steps, **more,
+    )  # fmt: skip
 
 
-WRONG_LABELS = 0.3
-FIRST, SECOND = range(0, 5), range(5, 10)  # classes: to pre-train on, and to go on with
 of_digits = partial(of_rows, parts=digits, batch=64, log_loss=True)
 # Where all training images would take longer than the training.
 sampled_digits = partial(of_digits, sampled=360)
 
 
-def vit_few(device: torch.device) -> Problem:
-    """A ViT that knows the digits 0 to 4 learns 5 to 9 from a hundred images."""
-    weights = weights_before("digits-vit-few")
-
-    def model() -> nn.Module:
-        vit = models.ViT(classes=len(SECOND))
-        fresh = {f"head.{name}": weight for name, weight in vit.head.state_dict().items()}
-        vit.load_state_dict({**weights, **fresh})
-        return vit
-
-    return of_digits(
-        device, steps=200, title="ViT on few digits", has="pretrained on other digits",
-        model=model, batch=10,
-        parts=lambda: (of_classes(digits()[0], SECOND, 20), of_classes(digits()[1], SECOND)),
-    )  # fmt: skip
-
-
-CONTEXT = 64
-WINDOWS, WINDOWS_BATCH = 96, 32  # of a fixed sample, and of a batch of it
-small_gpt = partial(gpt, context=CONTEXT, layers=2, heads=4, width=64)  # it is trained twice
-
-
 def of_plays(
-    device: torch.device, *, steps: int, title: str, has: str, model: Callable[[int], nn.Module],
-    kind: str = "", context: int = CONTEXT, batch: int = 16,
+    steps: int, title: str, has: str, model: Callable[[int], nn.Module], case: str,
+    device: torch.device, *, kind: str = "", context: int = CONTEXT, batch: int = 16,
 ) -> Problem:  # fmt: skip
     """A problem on windows of the plays; `model` is made for the number of their characters."""
-    text = plays(kind=kind)
+    text = plays(kind)
     build = partial(model, len(text.vocabulary))
+    count, characters = parameter_count(build()), len(text.train) / 1e6
 
-    def fixed(part: torch.Tensor) -> list[Batch]:
+    def fixed(part: Tensor) -> list[Batch]:
         return in_parts(on(device, spread_windows(part, context, WINDOWS)), WINDOWS_BATCH)
 
     return Problem(
-        case="",
-        title=title,
+        case=case, title=title,
         description=(
-            f"{parameter_count(build()):,} parameters, {has}; {len(text.train) / 1e6:.1f} M "
-            f"characters, batch {batch} x {context}"
+            f"{count:,} parameters, {has}; {characters:.1f} M characters, batch {batch} x {context}"
         ),
-        evaluated_on=f"{WINDOWS} fixed windows",
-        model=build,
+        evaluated_on=f"{WINDOWS} fixed windows", model=build,
         batches=partial(random_windows, text.train, context, batch),
-        train_sample=fixed(text.train),
-        validation_sample=fixed(text.validation),
+        train_sample=fixed(text.train), validation_sample=fixed(text.validation),
         plain_steps=steps,
-        checkpoints=15,
-    )
-
-
-def continued(device: torch.device) -> Problem:
-    """A small GPT that was trained on the comedies goes on to the histories."""
-    weights = weights_before("plays-continued")
-
-    def model(characters: int) -> nn.Module:
-        network = small_gpt(characters)
-        network.load_state_dict(weights)
-        return network
-
-    return of_plays(
-        device, steps=200, title="GPT, comedies to histories", has="pretrained, dropout",
-        model=model, kind="histories",
     )  # fmt: skip
 
 
-MINILM = "MiniLM-L6"
-
-
-def of_reviews(device: torch.device, *, every: int, sampled: int, **more: Any) -> Problem:
+def of_reviews(
+    steps: int, title: str, case: str, device: torch.device, *, every: int, **more: Any
+) -> Problem:
     """All weights are fine-tuned; one snippet of `every` is used for validation."""
     weights = minilm_weights()
     train, (tokens, labels) = reviews()
@@ -168,81 +110,134 @@ def of_reviews(device: torch.device, *, every: int, sampled: int, **more: Any) -
         return MeanClassifier(network)
 
     return of_rows(
-        device, has="pretrained, dropout", model=model, what="snippets", sampled=sampled, size=128,
+        steps, title, "pretrained, dropout", model, case, device, what="snippets", size=128,
         parts=lambda: (train, Batch(tokens[by_length], labels[by_length])), change=trimmed, **more,
     )  # fmt: skip
 
 
-MAKE: dict[str, Make] = {
-    "digits-cnn": partial(
-        of_digits, steps=800, title="CNN on digits", has="BatchNorm", model=models.digits_cnn
-    ),
-    "digits-mlp": partial(
-        of_digits, steps=800, title="MLP on digits", has="dropout", model=models.digits_mlp
-    ),
+# --- weights that are trained here once, and kept -------------------------------------------------
+
+
+def continued(case: str, build: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    """A network with the weights that a problem of `BEFORE` has given it; its head is a new one."""
+    network = build(*arguments)
+    own = network.state_dict().items()
+    fresh = {name: weight for name, weight in own if name.startswith("head.")}
+    network.load_state_dict({**weights_before(case), **fresh})
+    return network
+
+
+@cache
+@torch.random.fork_rng(devices=[])
+def weights_before(case: str, cache: Path = CACHE) -> dict[str, Tensor]:
+    """The state dict, on the CPU; it is trained where there is no file of it.
+
+    Its name has the digest of what decides the weights: on one machine they come out the same each
+    time.
+    """
+    problem = BEFORE[case](case, CPU)
+    with torch.device("meta"):
+        network = sys.modules[type(problem.model()).__module__]
+    said = f"{problem.description}, {problem.plain_steps} steps"
+    said += inspect.getsource(network) + inspect.getsource(_trained)
+    digest = hashlib.sha256(said.encode())
+    for tensor in next(problem.batches(torch.Generator().manual_seed(0))):
+        digest.update(tensor.numpy().tobytes())
+    path = cache / f"{case}-{digest.hexdigest()[:12]}.pt"
+    if not path.exists():
+        print(f"Training {shown(path)}: {problem.plain_steps} steps, once.", flush=True)
+        with whole(path) as unfinished:
+            torch.save(_trained(problem), unfinished)
+    return torch.load(path)
+
+
+def _trained(problem: Problem) -> dict[str, Tensor]:
+    """With AdamW, a warm-up and a cosine; one thread, since sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        model = problem.model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 3e-3, problem.plain_steps, pct_start=0.1, cycle_momentum=False
+        )
+        batches = problem.batches(torch.Generator().manual_seed(0))
+        for _, batch in zip(range(problem.plain_steps), batches):
+            optimizer.zero_grad()
+            problem.loss_of(model, *batch).backward()
+            optimizer.step()
+            scheduler.step()
+    finally:
+        torch.set_num_threads(threads)
+    return model.state_dict()
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+small_vit = partial(models.ViT, classes=len(FIRST))
+small_gpt = partial(gpt, context=CONTEXT, layers=2, heads=4, width=64)
+
+PROBLEMS: dict[str, Make] = {
+    "digits-cnn": partial(of_digits, 800, "CNN on digits", "BatchNorm", models.digits_cnn),
+    "digits-mlp": partial(of_digits, 800, "MLP on digits", "dropout", models.digits_mlp),
     "plays-gpt": partial(
-        of_plays, steps=250, title="GPT on plays", has="dropout",
-        model=partial(gpt, context=CONTEXT, width=96),
+        of_plays, 250, "GPT on plays", "dropout", partial(gpt, context=CONTEXT, width=96)
     ),
     "reviews-minilm": partial(
-        of_reviews, steps=160, title="MiniLM on reviews", batch=16, sampled=256, every=2,
-        checkpoints=6,
+        of_reviews, 160, "MiniLM on reviews", batch=16, sampled=256, every=2, checkpoints=6
     ),
-    "digits-vit": partial(
-        sampled_digits, steps=400, title="ViT on digits", has="LayerNorm", model=models.ViT
+    "digits-vit": partial(sampled_digits, 400, "ViT on digits", "LayerNorm", models.ViT),
+    # A ViT that knows the digits 0 to 4 learns 5 to 9 from a hundred images.
+    "digits-vit-few": partial(
+        of_digits, 200, "ViT on few digits", "pretrained on other digits",
+        partial(continued, "digits-vit-few", small_vit), batch=10,
+        parts=lambda: (of_classes(digits()[0], SECOND, 20), of_classes(digits()[1], SECOND)),
     ),
-    "digits-vit-few": vit_few,
     "digits-resnet": partial(
-        sampled_digits, steps=600, title="ResNet on digits", has="no norm",
-        model=models.PlainResNet, batch=32,
+        sampled_digits, 600, "ResNet on digits", "no norm", models.PlainResNet, batch=32
     ),
     "digits-noisy": partial(
-        of_digits, steps=2000, title="MLP on digits, wrong labels",
-        has=f"{WRONG_LABELS:.0%} of the training labels wrong",
-        model=partial(models.digits_mlp, width=128, dropout=0.0), batch=8, log_loss=False,
-        parts=lambda: (with_wrong_labels(digits()[0], WRONG_LABELS), digits()[1]),
+        of_digits, 2000, "MLP on digits, wrong labels",
+        f"{WRONG_LABELS:.0%} of the training labels wrong",
+        partial(models.digits_mlp, width=128, dropout=0.0), batch=8, log_loss=False,
+        parts=lambda: (small.with_wrong_labels(digits()[0], WRONG_LABELS), digits()[1]),
     ),
     "digits-autoencoder": partial(
-        of_digits, steps=1500, title="autoencoder on digits", has="no norm",
-        model=models.autoencoder, loss=MEAN_SQUARE,
+        of_digits, 1500, "autoencoder on digits", "no norm", models.autoencoder, **mean_square,
         parts=lambda: (Batch(part.inputs, part.inputs) for part in digits()),
     ),
-    "plays-lstm": partial(
-        of_plays, steps=400, title="LSTM on plays", has="no norm", model=models.CharLSTM
+    "plays-lstm": partial(of_plays, 400, "LSTM on plays", "no norm", models.CharLSTM),
+    # A small GPT that was trained on the comedies goes on to the histories.
+    "plays-continued": partial(
+        of_plays, 200, "GPT, comedies to histories", "pretrained, dropout",
+        partial(continued, "plays-continued", small_gpt), kind="histories",
     ),
-    "plays-continued": continued,
     "plays-long": partial(
-        of_plays, steps=3000, title="tiny GPT, long", has="no dropout", context=32, batch=8,
-        model=partial(gpt, context=32, layers=2, heads=2, width=32, dropout=0.0),
+        of_plays, 3000, "tiny GPT, long", "no dropout",
+        partial(gpt, context=32, layers=2, heads=2, width=32, dropout=0.0), context=32, batch=8,
     ),
     "reviews-minilm-b8": partial(
-        of_reviews, steps=60, title="MiniLM on reviews, batch 8", batch=8, sampled=64, every=16,
-        checkpoints=5,
+        of_reviews, 60, "MiniLM on reviews, batch 8", batch=8, sampled=64, every=16, checkpoints=5
     ),
     "tails-regression": partial(
-        of_rows, steps=2000, title="regression, heavy tails", has="inputs as they are",
-        model=partial(models.mlp, numbers.COLUMNS, 64, 64, 1), parts=numbers.heavy_tails, batch=32,
-        what=f"rows of {numbers.COLUMNS}", log_loss=True,
-        loss=MEAN_SQUARE,
+        of_rows, 2000, "regression, heavy tails", "inputs as they are",
+        partial(models.mlp, small.COLUMNS, 64, 64, 1), parts=small.heavy_tails, batch=32,
+        what=f"rows of {small.COLUMNS}", log_loss=True, **mean_square,
     ),
     "burgers-pinn": partial(
-        of_rows, steps=1500, title="PINN for Burgers' equation", has="tanh", what="points",
-        model=partial(models.BurgersNet, numbers.VISCOSITY), parts=numbers.burgers, batch=128,
-        log_loss=True, loss=MEAN_SQUARE,
+        of_rows, 1500, "PINN for Burgers' equation", "tanh",
+        partial(models.BurgersNet, small.VISCOSITY),
+        parts=small.burgers, batch=128, what="points", log_loss=True, **mean_square,
     ),
 }  # fmt: skip
 # What gave the weights that a problem goes on from.
 BEFORE: dict[str, Make] = {
     "digits-vit-few": partial(
-        of_digits, steps=300, title="ViT on other digits", has="LayerNorm",
-        model=partial(models.ViT, classes=len(FIRST)),
+        of_digits, 300, "ViT on other digits", "LayerNorm", small_vit,
         parts=lambda: (of_classes(part, FIRST) for part in digits()),
     ),
     "plays-continued": partial(
-        of_plays, steps=1500, title="GPT on comedies", has="dropout", model=small_gpt,
-        kind="comedies",
+        of_plays, 1500, "GPT on comedies", "dropout", small_gpt, kind="comedies"
     ),
 }  # fmt: skip
-PROBLEMS: dict[str, Callable[..., Problem]] = {
-    name: partial(made, name, make) for name, make in MAKE.items()
-}

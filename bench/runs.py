@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean, median
@@ -22,70 +22,54 @@ from rich.progress import TaskID
 
 from bench import results
 from bench.console import progress_bars
-from bench.methods import Method
-from bench.peers import MissingPeer, versions
+from bench.methods import Method, closure_step
+from bench.peers import versions
 from bench.ranks import or_infinite
 from bench.results import REPOSITORY, UNIT_SIZE, Curve, Results, Row
-from bench.training import FINAL_SHARE, Checkpoint, Problem, Run, train
+from bench.sets.fetch import DataError, whole
+from bench.training import FINAL_SHARE, Case, Checkpoint, Problem, Run
 
 TUNING_SEED = 1000  # none of the seeds that count
-# Sources that decide what a run does.
-SOURCES = ("methods", "training", "problems", "hub", "models", "networks", "sets/*")
+# Sources that decide what a run does, and those that do where FusedSaLSa is run.
+SOURCES = ("methods", "peers", "training", "problems", "hub", "models", "networks", "sets/*")
+OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py")
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
-
-MakeMethod = Callable[..., Any]  # a `Method`, or a script's `Way`
 BAR = TaskID(0)  # the only one
 
 
 @cache
 def code(ours: bool) -> str:
-    """A digest of the sources that decide what a run does; FusedSaLSa's only where it is run."""
-    patterns = [f"bench/{name}.py" for name in SOURCES]
-    patterns += ["salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py"] if ours else []
+    """A digest of the sources that decide what a run does."""
+    patterns = [*(f"bench/{name}.py" for name in SOURCES), *(OURS if ours else ())]
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern)):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
-def key_of(case: Problem, method: Method, seed: int, device: torch.device) -> dict[str, object]:
-    """What a run depends on: it is measured again where settings, sources or machine differ."""
+def path_of(folder: Path, case: Problem, method: Method, seed: int, device: torch.device) -> Path:
+    """Where a run is kept: it is measured again where settings, sources or machine differ."""
     where = results.environment(device)
-    return {
-        "case": case.case, "description": case.description,
-        "steps": case.plain_steps, "checkpoints": case.checkpoints,
-        "method": method.name, "settings": method.settings, "seed": seed,
-        **{name: where[name] for name in ("device", "threads", "torch", "python")},
-        "code": code(method.ours), "peers": versions(),
-    }  # fmt: skip
-
-
-def kept(
-    folder: Path | None, key: dict[str, object], make: Callable[[], dict[str, Any]], again: bool
-) -> tuple[dict[str, Any], bool]:
-    """What `make` returns for this key, and whether that was in the folder already."""
-    if folder is None:
-        return make(), False
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    name = re.sub(r"\W+", "-", f"{key['case']} {key['method']} {key['seed']}")
-    path = folder / f"{name}-{digest}.json"
-    if path.exists() and not again:
-        return json.loads(path.read_text(encoding="utf-8")), True
-    content = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")  # all or nothing
-    unfinished.write_text(json.dumps({"key": key, **content}), encoding="utf-8")
-    unfinished.replace(path)
-    return content, False
+    key = (
+        case.case, case.description, case.plain_steps, case.checkpoints,
+        method.name, method.settings, seed, code(method.step is closure_step), versions(),
+        *(where[name] for name in ("device", "threads", "torch", "python")),
+    )  # fmt: skip
+    name = re.sub(r"\W+", "-", f"{case.case} {method.name} {seed}")
+    return folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.pickle"
 
 
 @dataclass
 class Done:
-    """One method on one case: a run for every seed, and what it cost to tune it."""
+    """One method on one case: the best learning rate of its grid, and a run for every seed."""
 
-    method: Any
+    method: Method
+    lr: float | None = None  # where there is a grid
     runs: list[Run] = field(default_factory=list)
-    tuning: dict[float, float] = field(default_factory=dict)  # learning rate: validation loss
+
+    @property
+    def chosen(self) -> Method:
+        return self.method if self.lr is None else self.method.grid[self.lr]
 
 
 @dataclass
@@ -100,65 +84,76 @@ class Runner:
     reused: int = 0
     commits: set[str] = field(default_factory=set)  # that the runs are of
 
-    def run_all(self, case: Any, make_methods: Sequence[MakeMethod], seeds: int) -> list[Done]:
+    def run_all(
+        self, names: Iterable[str], make: Callable[[str], Case],
+        methods: Callable[[Any], Sequence[Method]], seeds: int, file: Path,
+        collect: Callable[[dict[Any, list[Done]], Runner], Results],
+    ) -> Results:  # fmt: skip
+        """Make every case and run its methods; after each one the file is written anew."""
+        done: dict[Case, list[Done]] = {}
+        for name in names:
+            try:
+                case = make(name)
+            except DataError as error:  # the others still count
+                self.leave_out(name, str(error))
+                continue
+            self.console.print(f"{case.title}: {case.description}; {case.plain_steps} steps")
+            if found := self.run(case, methods(case), seeds):
+                done[case] = found
+                measured = collect(done, self)
+                measured.write(file)
+        if not done:
+            raise SystemExit("nothing could be run")
+        return measured
+
+    def run(self, case: Case, methods: Sequence[Method], seeds: int) -> list[Done]:
         """The methods take turns, also in going first: a busy machine slows all of them down."""
-        found = []
-        runs = sum(seeds + len(make().grid) for make in make_methods)
+        found, seeds = [], seeds * case.repeats
         with progress_bars(self.console) as self.bar:
-            self.bar.add_task(case.title, total=runs * case.budget)
-            for make in make_methods:
-                with self._reported(case, make()):
-                    found.append(self._tuned(case, make))
+            self.bar.add_task(case.title, total=sum(seeds + len(one.grid) for one in methods))
+            for method in methods:
+                with self._reported(case, method):
+                    found.append(self._tuned(case, method))
             for seed in range(seeds):
                 for done in found if seed % 2 == 0 else reversed(found):
                     if len(done.runs) == seed:  # else a seed before has failed
                         with self._reported(case, done.method):
                             what = f"seed {seed + 1} of {seeds}"
-                            done.runs.append(self._run(case, done.method, seed, what))
-            self.bar.update(BAR, completed=runs * case.budget, description=case.title)
+                            done.runs.append(self._run(case, done.chosen, seed, what))
         return [done for done in found if len(done.runs) == seeds]
 
-    def _tuned(self, case: Problem, make: MakeMethod) -> Done:
-        """The method itself, or the best of its grid by validation loss."""
-        done = Done(make())
-        for lr in done.method.grid:
-            run = self._run(case, make(lr=lr), TUNING_SEED, f"tuning lr={lr:g}")
-            done.tuning[lr] = fmean(point.validation_loss for point in final(case, run))
-        if done.tuning:
-            best = min(done.tuning, key=lambda lr: or_infinite(done.tuning[lr]))
-            done.method = make(lr=best)
-        return done
+    def _tuned(self, case: Any, method: Method) -> Done:
+        """Choose from the grid by validation loss."""
 
-    def _run(self, case: Any, method: Any, seed: int, what: str) -> Run:
-        start = self.bar.tasks[BAR].completed
+        def loss(lr: float) -> float:
+            run = self._run(case, method.grid[lr], TUNING_SEED, f"tuning lr={lr:g}")
+            return or_infinite(fmean(point.validation_loss for point in final(case, run)))
+
+        return Done(method, min(method.grid, key=loss, default=None))
+
+    def _run(self, case: Any, method: Method, seed: int, what: str) -> Run:
         self.bar.update(BAR, description=f"{case.title}: {f'{method.name}, {what}':34}")
-
-        def on_work(units: int) -> None:
-            self.bar.update(BAR, completed=start + units)
-
-        def measure() -> dict[str, Any]:
+        path = path_of(self.folder, case, method, seed, self.device) if self.folder else None
+        if path and path.exists() and not self.again:
+            commit, run = pickle.loads(path.read_bytes())
+            self.reused += 1
+        else:
             commit = results.commit()  # before: sources may change while it runs
-            run = self.train(case, method, seed, on_work)
-            return {"commit": commit, "run": asdict(run)}
-
-        key = key_of(case, method, seed, self.device) if self.folder else {}
-        content, reused = kept(self.folder, key, measure, self.again)
-        self.reused += reused
-        self.commits.add(content["commit"])
-        on_work(case.budget)
-        points = [Checkpoint(**point) for point in content["run"].pop("checkpoints")]
-        return Run(**content["run"], checkpoints=points)
-
-    def train(self, case: Any, method: Any, seed: int, on_work: Callable[[int], None]) -> Run:
-        return train(case, method, seed, self.device, on_work)
+            run = case.run(method, seed, self.device)
+            if path:
+                with whole(path) as unfinished:
+                    unfinished.write_bytes(pickle.dumps((commit, run)))
+        self.commits.add(commit)
+        self.bar.advance(BAR)
+        return run
 
     @contextmanager
-    def _reported(self, case: Any, method: Any) -> Iterator[None]:
+    def _reported(self, case: Case, method: Method) -> Iterator[None]:
         """Say what a peer, or this machine, cannot do: the others still count."""
         try:
             yield
         except Exception as error:
-            kind = "" if isinstance(error, MissingPeer) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
             self.leave_out(f"{case.title}: {method.name}", f"{kind}{error}")
 
     def leave_out(self, name: str, why: str) -> None:
@@ -168,71 +163,72 @@ class Runner:
 
 # --- runs as results ------------------------------------------------------------------------------
 
-# What is measured in every run, or in those of some methods and problems, and its unit.
-UNITS = {
-    "train_loss": "", "validation_loss": "",  # the problem's
-    "validation_accuracy": "share", "extra_forwards": "per step", "step_time": "ms",
-    "train_time": "s", "final_step_size": "1", "steps": "1", "tuning_runs": "1", "chosen_lr": "1",
-}  # fmt: skip
 
-
-def collect(
-    bench: str, cases: list[Problem], done: dict[str, list[Done]], device: torch.device
-) -> Results:
-    """One file of results; `done` has the methods of every case."""
-    every = [(case, one) for case in cases for one in done[case.case]]
-    settings = {
-        "cases": {case.case: case.title for case in cases},
-        "descriptions": {case.case: case.description for case in cases},
-        "log_loss": [case.case for case in cases if case.log_loss],
-        "plain_steps": {case.case: case.plain_steps for case in cases},
-        "samples": "; ".join(f"{case.title}: {case.evaluated_on}" for case in cases),
-        # a learning rate that was chosen is another one in every case
-        "optimizers": {one.method.name: one.method.settings.replace(
-            f"lr={one.method.chosen_lr:g}", f"the best lr of {len(one.tuning)}"
-        ) for _, one in every},
-        "seeds": max(len(one.runs) for _, one in every),
+def said_of(done: Mapping[Any, list[Done]], runner: Runner) -> dict[str, Any]:
+    """What is said of all runs, whatever was run."""
+    return {
+        "cases": {case.case: case.title for case in done},
+        "descriptions": {case.case: case.description for case in done},
+        "seeds": max(
+            len(one.runs) // case.repeats for case, found in done.items() for one in found
+        ),
         "final_share": FINAL_SHARE,
+        "missing": runner.missing,
+    }
+
+
+def collect(bench: str, done: dict[Problem, list[Done]], runner: Runner) -> Results:
+    """One file of results of what ran so far."""
+    every = [(case, one) for case, found in done.items() for one in found]
+    settings = {
+        **said_of(done, runner),
+        "log_loss": [case.case for case in done if case.log_loss],
+        "plain_steps": {case.case: case.plain_steps for case in done},
+        "samples": "; ".join(f"{case.title}: {case.evaluated_on}" for case in done),
+        "optimizers": {one.method.name: one.method.settings for _, one in every},
         "warm_up": WARM_UP,
-    }  # fmt: skip
+        "peers": versions(),
+    }
+    where = {**results.environment(runner.device), "commit": ", ".join(sorted(runner.commits))}
     rows = [row for case, one in every for row in rows_of(bench, case, one)]
-    curves = [curve for case, one in every for curve in curves_of(bench, case, one.runs)]
-    return Results(results.environment(device), rows, curves, settings)
+    curves = [curve for case, one in every for curve in curves_of(bench, case, one)]
+    return Results(where, rows, curves, settings)
 
 
 def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:
     """The figures of one optimizer on one problem, one value for every seed."""
-    by_run = [_figures(problem, run) for run in done.runs]
-    metrics = {metric: [figures[metric] for figures in by_run] for metric in by_run[0]}
-    if done.tuning:  # what was chosen, and how many runs that took
-        metrics |= {"tuning_runs": [len(done.tuning)], "chosen_lr": [done.method.chosen_lr]}
-    row = partial(results.row, bench, problem.case, done.runs[0].method)
-    return [row(of, UNITS[of] or problem.loss.unit, values) for of, values in metrics.items()]
+    runs, unit, ends = done.runs, problem.unit, [final(problem, run) for run in done.runs]
 
+    def at_the_end(name: str) -> list[float]:
+        return [fmean(getattr(point, name) for point in end) for end in ends]
 
-def _figures(problem: Problem, run: Run) -> dict[str, float]:
-    end = final(problem, run)
-    figures = {
-        "train_loss": fmean(point.train_loss for point in end),
-        "validation_loss": fmean(point.validation_loss for point in end),
+    metrics: dict[tuple[str, str], Sequence[float]] = {
+        ("train_loss", unit): at_the_end("train_loss"),
+        ("validation_loss", unit): at_the_end("validation_loss"),
         # after the warm-up, or over all steps of a run that ends within it
-        "extra_forwards": fmean(run.extra_forwards[WARM_UP:] or run.extra_forwards),
-        "step_time": median(run.milliseconds),
-        "train_time": sum(run.milliseconds) / 1e3,
-        "final_step_size": run.step_sizes[-1],
-        "steps": float(len(run.losses)),
+        ("extra_forwards", "per step"): [
+            fmean(run.extra_forwards[WARM_UP:] or run.extra_forwards) for run in runs
+        ],
+        ("step_time", "ms"): [median(run.milliseconds) for run in runs],
+        ("train_time", "s"): [sum(run.milliseconds) / 1e3 for run in runs],
+        ("final_step_size", "1"): [run.step_sizes[-1] for run in runs],
+        ("steps", "1"): [len(run.losses) for run in runs],
     }
-    if problem.loss.classes:
-        figures["validation_accuracy"] = fmean(point.validation_accuracy for point in end)
-    return figures
+    if problem.classes:
+        metrics["validation_accuracy", "share"] = at_the_end("validation_accuracy")
+    if done.lr is not None:
+        metrics["tuning_runs", "1"] = [len(done.method.grid)]
+        metrics["chosen_lr", "1"] = [done.lr]
+    row = partial(results.row, bench, problem.case, done.method.name)
+    return [row(metric, of, values) for (metric, of), values in metrics.items()]
 
 
-def curves_of(bench: str, problem: Problem, runs: list[Run]) -> list[Curve]:
+def curves_of(bench: str, problem: Problem, done: Done) -> list[Curve]:
     """Losses over work (in plain steps' worth of it) and over seconds, the step size over steps.
 
     Seconds are the seeds' mean: those of steps, without evaluations.
     """
-    curve = partial(results.curve, bench, problem.case, runs[0].method)
+    curve, runs = partial(results.curve, bench, problem.case, done.method.name), done.runs
     marks = range(problem.checkpoints + 1)
     work = [mark * problem.plain_steps / problem.checkpoints for mark in marks]
     seconds = [fmean(p.seconds for p in points) for points in zip(*(r.checkpoints for r in runs))]

@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from bench import console as c
-from bench import methods, results
-from bench.methods import Method, adamw, plain_step
+from bench import results
+from bench.methods import Method, adamw, closure_step, plain_step
 from bench.networks import parameter_count
-from bench.optimizers import closure_step, fused_salsa
-from bench.peers import versions
+from bench.optimizers import fused_salsa
+from bench.peers import AUTHORS_SALSA, D_ADAPTATION, PRODIGY, SCHEDULE_FREE, versions
 from bench.results import Results, Row
 from bench.sets.batches import Batch, on
 from bench.tables import by_case, without_spread
@@ -58,17 +58,16 @@ def compiled_adamw() -> Method:
     return replace(method, build=build)
 
 
-Methods = Sequence[Callable[[], Method]]
-METHODS: Methods = (
-    partial(adamw, FUSED, fused=True),
-    partial(adamw, "AdamW, foreach", foreach=True),
-    compiled_adamw,
-    partial(fused_salsa, OURS),
-    methods.authors_salsa,
-    methods.prodigy,
-    methods.schedule_free,
+METHODS = (
+    adamw(FUSED, fused=True),
+    adamw("AdamW, foreach", foreach=True),
+    compiled_adamw(),
+    fused_salsa(OURS),
+    AUTHORS_SALSA,
+    PRODIGY,
+    SCHEDULE_FREE,
 )
-MEMORY_METHODS: Methods = (*METHODS, methods.d_adaptation)
+MEMORY_METHODS = (*METHODS, D_ADAPTATION)
 
 
 @dataclass
@@ -99,8 +98,7 @@ class Stepper:
         torch.manual_seed(0)
         with device:
             model = workload.model()
-        run = Run(workload.case, method.name, 0)
-        loop = Loop(method.build(model), method.step, method.step_size, run, device=device)
+        loop = Loop(method.build(model), method, Run(), device=device)
         batches = map(partial(on, device), workload.batches(torch.Generator().manual_seed(0)))
         return cls(method, model, loop, batches, Figures(method.name))
 
@@ -165,7 +163,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 
 def measure(
     workload: Workload, device: torch.device, rounds: int, console: Console,
-    missing: dict[str, str], makes: Methods,
+    missing: dict[str, str], methods: Sequence[Method],
 ) -> list[Figures]:  # fmt: skip
     """Every optimizer on this model; what is not there, or has no room, is reported.
 
@@ -174,7 +172,7 @@ def measure(
     found: list[Figures] = []
     waiting: list[Stepper] = []
     stepper: Stepper | None
-    for method in (make() for make in makes):
+    for method in methods:
         title = f"{workload.title}: {method.name}"
         console.print(title)
         try:
@@ -243,7 +241,7 @@ def memory(arguments: argparse.Namespace) -> int:
 
 def _run(
     bench: str, arguments: argparse.Namespace, workloads: Sequence[Workload],
-    makes: Methods, more: dict[str, Any],
+    methods: Sequence[Method], more: dict[str, Any],
 ) -> int:  # fmt: skip
     console, device = c.quiet_console(), c.chosen_device(arguments.device)
     c.check_writable(arguments.json)
@@ -252,7 +250,7 @@ def _run(
     missing: dict[str, str] = {}
     for workload in workloads:
         cases[workload.case] = workload.describe()
-        found = measure(workload, device, more.get("rounds", 0), console, missing, makes)
+        found = measure(workload, device, more.get("rounds", 0), console, missing, methods)
         rows += rows_of(bench, workload.case, found)
     settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
     measured = Results(results.environment(device), rows, settings=settings)

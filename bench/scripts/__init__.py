@@ -5,14 +5,16 @@ Each is what a line search without a learning rate can lose in its first steps.
 
 from collections.abc import Callable
 
-from bench.scripts import actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
+from bench.scripts.actor_critic import actor_critic
 from bench.scripts.script import Script
+from bench.scripts.supervised import nano_gpt, tiny_vit, word2vec, word_lm
+from bench.scripts.wgan_gp import wgan_gp
 
 SCRIPTS: dict[str, Callable[..., Script]] = {
-    "nano-gpt": nano_gpt.script,
-    "word-lm": word_lm.script,
-    "word2vec": word2vec.script,
-    "wgan-gp": wgan_gp.script,
-    "actor-critic": actor_critic.script,
-    "tiny-vit": tiny_vit.script,
+    "nano-gpt": nano_gpt,
+    "word-lm": word_lm,
+    "word2vec": word2vec,
+    "wgan-gp": wgan_gp,
+    "actor-critic": actor_critic,
+    "tiny-vit": tiny_vit,
 }

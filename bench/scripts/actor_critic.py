@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
+from bench.methods import of_torch
 from bench.networks import parameter_count
-from bench.scripts.script import Script, Training, own
+from bench.scripts.script import Script, Training
 
 DISCOUNT = 0.99
 LAST = 10  # episodes of the scores
@@ -51,14 +52,14 @@ class Policy(nn.Module):
         return self.action(hidden).softmax(-1), self.value(hidden).squeeze(-1)
 
 
-def script(width: int = 128, longest: int = 500) -> Script:
+def actor_critic(width: int = 128, longest: int = 500) -> Script:
     """`longest`: the steps of an episode, and its highest return."""
 
     def train(training: Training) -> bool:
         policy = Policy(width)
-        loop = training.loop(policy.parameters(), policy)
+        loop = training.loop(policy)
         lengths = []
-        for _ in range(training.steps):
+        for _ in range(training.script.plain_steps):
             episode = play(policy, longest, training.chance)
             lengths.append(len(episode[0]))
             loop.step(partial(_loss, policy, *episode))
@@ -67,22 +68,15 @@ def script(width: int = 128, longest: int = 500) -> Script:
         return not all(map(math.isfinite, training.run.losses)) or last < DEAD
 
     return Script(
-        case="actor-critic",
-        title="Actor-critic",
+        case="actor-critic", title="Actor-critic",
         description=(
             f"a pole on a cart, episodes of at most {longest} steps, one update for "
             f"each, {parameter_count(Policy(width)):,} parameters, one layer for both heads"
         ),
-        own=(own("Adam", "lr=3e-2", torch.optim.Adam, lr=3e-2),),
-        steps=100,
-        train=train,
-        score=f"mean return of the best and of the last {LAST} episodes",
-        shown=("best_return", "last_return"),
-        judged_by="last_return",
-        higher_is_better=True,
-        repeats=10,
-        loss_is_positive=False,
-    )
+        own=(of_torch("Adam", "lr=3e-2", torch.optim.Adam, lr=3e-2),), plain_steps=100, train=train,
+        score=f"mean return of the best and of the last {LAST} episodes", judged_by="last_return",
+        higher_is_better=True, repeats=10,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -103,8 +97,7 @@ def play(policy: Policy, longest: int, chance: torch.Generator) -> tuple[Tensor,
         happened.append((state, action, float(value)))
         state = moved(state, right=action == 1)
     states, actions, values = map(torch.tensor, zip(*happened))
-    rewards = [1.0] * len(happened)
-    totals = list(accumulate(rewards, lambda later, reward: reward + DISCOUNT * later))
+    totals = list(accumulate([1.0] * len(happened), lambda later, one: one + DISCOUNT * later))
     discounted = torch.tensor(totals[::-1])
     standardized = (discounted - discounted.mean()) / (discounted.std() + 1e-8)
     return states, actions, values, standardized

@@ -1,121 +1,62 @@
-"""A script, its ways to train, and what all scripts share: loops, counting, clipping, the record.
-
-A swapped optimizer is built by `make(params, module, max_grad_norm=...)` and driven by
-`step(closure)` alone, so that anything with this step can stand in for FusedSaLSa.
-"""
+"""What all scripts share: a run of theirs, its loops, and the loop that most of them have."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
-from bench.methods import Closure, Factor, gradients
-from bench.optimizers import applied_step_size, closure_step
-from bench.training import PLAIN_STEP, Loop, Run, Work
-
-Make = Callable[..., Optimizer]  # of (params, module, max_grad_norm=None)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to train: an optimizer, the schedule, and whether it takes the place of another."""
-
-    name: str
-    settings: str  # in words, for captions
-    make: Make
-    factor: Factor | None = None
-    swapped: bool = False  # step(closure), instead of backward, clipping and step()
-    grid: tuple[float, ...] = ()  # nothing is tuned
-
-
-def own(
-    name: str, settings: str, optimizer: Callable[..., Optimizer], factor: Factor | None = None,
-    **options: Any,
-) -> Way:  # fmt: skip
-    """The script's own way: its optimizer with a learning rate."""
-    return Way(name, settings, lambda params, module, **_: optimizer(params, **options), factor)
+from bench.methods import Factor, Method
+from bench.training import Case, Loop, Run, Work
 
 
 @dataclass
 class Training:
     """One run of a script; all its optimizers share the counted work and the budget."""
 
-    way: Way
+    script: Script
+    method: Method
     run: Run
-    steps: int  # the budget, in plain steps
     chance: torch.Generator
     work: Work = field(default_factory=Work)
 
     def loop(
-        self, params: Any, module: nn.Module, clip: float | None = None, run: Run | None = None
-    ) -> Loop:
+        self, model: nn.Module, params: Any = None, clip: float | None = None,
+        run: Run | None = None,
+    ) -> Loop:  # fmt: skip
         """The steps of one optimizer, recorded in `run`, or in the script's."""
-        optimizer = self.way.make(params, module, max_grad_norm=clip)
-        take = closure_step if self.way.swapped else partial(_own_step, module, clip)
-        return Loop(
-            optimizer, take, applied_step_size, run or self.run, PLAIN_STEP * self.steps,
-            self.way.factor, work=self.work,
-        )  # fmt: skip
+        optimizer = self.method.build(model, params, clip)
+        return Loop(optimizer, self.method, run or self.run, self.script.budget, work=self.work)
 
 
-def _own_step(
-    module: nn.Module, clip: float | None, optimizer: Optimizer, closure: Closure
-) -> Tensor:
-    """The step as the script takes it with its own optimizer."""
-    loss = gradients(optimizer, closure)
-    if clip is not None:
-        clip_grad_norm_(list(module.parameters()), clip)
-    optimizer.step()
-    return loss.detach()
-
-
-@dataclass(frozen=True, eq=False)
-class Script:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Script(Case):
     """A training script: its own optimizers, and how it trains with any."""
 
-    case: str
-    title: str
-    description: str
-    own: tuple[Way, ...]
-    steps: int
+    own: tuple[Method, ...]
     train: Callable[[Training], bool]  # whether it died
-    schedules: dict[str, Factor | None] = field(default_factory=lambda: {"": None})  # swapped runs
-    score: str = ""  # in words
-    shown: tuple[str, ...] = ()  # of `Run.scores`: what the score is
-    judged_by: str = "final_loss"  # or one of `shown`
+    schedules: tuple[Factor | None, ...] = (None,)  # of swapped runs
+    score: str = ""  # in words: what `Run.scores` has
+    judged_by: str = "final_loss"  # or one of the scores, where the loss says little
     higher_is_better: bool = False
-    repeats: int = 1  # runs for every seed, where they differ a lot
-    loss_is_positive: bool = True  # else nothing is relative to the first one
-    budget: int = 1  # a bar counts whole runs
 
-    def shortened(self, work: float) -> Script:
-        return replace(self, steps=max(1, round(work * self.steps)))
-
-    def run(self, way: Way, seed: int) -> Run:
-        """Train, and record the time and what a user would have been warned of."""
+    def run(self, method: Method, seed: int, device: torch.device) -> Run:
+        """Train, and record the time and whether it died."""
         torch.manual_seed(seed)
-        run = Run(self.case, way.name, seed)
+        chance, run = torch.Generator().manual_seed(seed), Run()
         start = time.perf_counter()
         # A softmax that is saturated is full of denormals: a step then takes five times as long.
         torch.set_flush_denormal(True)
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                chance = torch.Generator().manual_seed(seed)
-                run.died = self.train(Training(way, run, self.steps, chance))
+            run.died = self.train(Training(self, method, run, chance))
         finally:
             torch.set_flush_denormal(False)
         run.seconds = time.perf_counter() - start
-        run.warnings = sorted({str(warning.message) for warning in caught})
         return run
 
 
@@ -134,7 +75,7 @@ def one_batch_a_step(
                 {"params": [w for w in groups if w.dim() >= 2], "weight_decay": decay},
                 {"params": [w for w in groups if w.dim() < 2], "weight_decay": 0.0},
             ]
-        loop = training.loop(groups, network, clip)
+        loop = training.loop(network, groups, clip)
         drawn = batches(training.chance)
         for _ in loop.steps():
             loop.step(partial(loss, network, *next(drawn)))

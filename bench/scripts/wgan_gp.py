@@ -7,10 +7,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
+from bench.methods import of_torch
 from bench.models import mlp
 from bench.networks import parameter_count
-from bench.scripts.script import Script, Training, own
+from bench.scripts.script import Script, Training
 from bench.training import Run
 
 BATCH, NOISE = 64, 8
@@ -28,7 +30,7 @@ def ring() -> Tensor:
     return centers + 0.03 * torch.randn(POINTS, 2, generator=chance)
 
 
-def script(width: int = 128) -> Script:
+def wgan_gp(width: int = 128) -> Script:
     data = ring()
 
     def networks() -> tuple[nn.Module, nn.Module]:
@@ -38,9 +40,8 @@ def script(width: int = 128) -> Script:
     def train(training: Training) -> bool:
         makes, judges = networks()
         both, run, chance = nn.ModuleList([makes, judges]), training.run, training.chance
-        judged = Run(run.case, run.method, run.seed)
-        of_critic = training.loop(judges.parameters(), both, run=judged)
-        of_generator = training.loop(makes.parameters(), both)
+        of_critic = training.loop(both, judges.parameters(), run=Run())
+        of_generator = training.loop(both, makes.parameters())
         for _ in of_generator.steps():
             for _ in range(CRITIC_STEPS):
                 real = data[torch.randint(len(data), (BATCH,), generator=chance)]
@@ -52,32 +53,27 @@ def script(width: int = 128) -> Script:
             noise = torch.randn(BATCH, NOISE, generator=chance)
             makes.zero_grad()
             of_generator.step(partial(_generator_loss, makes, judges, noise))
-        run.losses = judged.losses[CRITIC_STEPS - 1 :: CRITIC_STEPS]
+        run.losses = of_critic.run.losses[CRITIC_STEPS - 1 :: CRITIC_STEPS]
         with torch.no_grad():
             noise = torch.randn(len(data), NOISE, generator=torch.Generator().manual_seed(0))
             samples = makes(noise)
         spread = float(samples.std(0).mean() / data.std(0).mean())
-        run.scores |= {"sliced_wasserstein": sliced_wasserstein(samples, data), "spread": spread}
+        run.scores["sliced_wasserstein"] = sliced_wasserstein(samples, data)
         # Where the last gradient is exactly zero, no optimizer gets away.
         moves = any(w.grad is not None and w.grad.any() for w in makes.parameters())
         return not all(map(math.isfinite, run.losses)) or spread < SMALLEST_SPREAD or not moves
 
     makes, judges = map(parameter_count, networks())
     return Script(
-        case="wgan-gp",
-        title="WGAN-GP",
+        case="wgan-gp", title="WGAN-GP",
         description=(
             f"eight clusters of points, {makes:,} parameters make them and {judges:,} judge, "
             f"{CRITIC_STEPS} critic steps for one of the generator, batch {BATCH}"
         ),
-        own=(own("Adam", "lr=1e-4, betas 0 and 0.9", torch.optim.Adam, lr=1e-4, betas=(0.0, 0.9)),),
-        steps=800 * (CRITIC_STEPS + 1),
-        train=train,
-        score="sliced Wasserstein distance",
-        shown=("sliced_wasserstein",),
+        own=(of_torch("Adam", "lr=1e-4, betas 0 and 0.9", Adam, lr=1e-4, betas=(0.0, 0.9)),),
+        plain_steps=800 * (CRITIC_STEPS + 1), train=train, score="sliced Wasserstein distance",
         judged_by="sliced_wasserstein",
-        loss_is_positive=False,
-    )
+    )  # fmt: skip
 
 
 def _critic_loss(judges: nn.Module, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:

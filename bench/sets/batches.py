@@ -32,17 +32,14 @@ def split(data: Batch, validation_share: float) -> tuple[Batch, Batch]:
     """(training, validation), the same each time: every class has the same share in both."""
     from sklearn.model_selection import train_test_split
 
-    inputs, targets = data
-    parts = train_test_split(
-        inputs, targets, test_size=validation_share, stratify=targets, random_state=0
-    )
-    return Batch(parts[0], parts[2]), Batch(parts[1], parts[3])
+    how = {"test_size": validation_share, "stratify": data.targets, "random_state": 0}
+    inputs, checked_inputs, targets, checked_targets = train_test_split(*data, **how)
+    return Batch(inputs, targets), Batch(checked_inputs, checked_targets)
 
 
 def in_parts(data: Batch, size: int) -> list[Batch]:
     """All of it, in its order, in batches of at most `size`: for evaluation."""
-    inputs, targets = data.inputs.split(size), data.targets.split(size)
-    return [Batch(x, y) for x, y in zip(inputs, targets, strict=True)]
+    return list(map(Batch, data.inputs.split(size), data.targets.split(size)))
 
 
 def windows(text: Tensor, length: int, starts: Tensor) -> Batch:

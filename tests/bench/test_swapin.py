@@ -13,13 +13,14 @@ from rich.console import Console
 from torch.nn.utils import get_total_norm
 
 from bench import report, swapin
+from bench.methods import Method, closure_step, of_torch
 from bench.results import Results
+from bench.runs import Runner
 from bench.scripts import SCRIPTS, actor_critic, nano_gpt, tiny_vit, wgan_gp, word2vec, word_lm
 from bench.scripts.actor_critic import fallen, moved
-from bench.scripts.script import Way
-from bench.scripts.tiny_vit import mixed
+from bench.scripts.script import Script
+from bench.scripts.supervised import WordModel, mixed
 from bench.scripts.wgan_gp import sliced_wasserstein
-from bench.scripts.word_lm import WordModel
 from bench.sets.batches import Batch
 from bench.sets.text import Text, encode, encode_words
 from bench.tables import to_markdown
@@ -33,14 +34,13 @@ def tiny_words() -> Text:
 
 
 TINY = {
-    "nano-gpt": lambda: nano_gpt.script(width=8, text=lambda: encode([PLAY])).shortened(0.02),
-    "word-lm": lambda: word_lm.script(width=8, text=tiny_words).shortened(0.03),
-    "word2vec": lambda: word2vec.script(width=8, text=tiny_words).shortened(0.006),
-    "wgan-gp": lambda: wgan_gp.script(width=8).shortened(0.004),
-    "actor-critic": lambda: actor_critic.script(width=8, longest=30).shortened(0.05),
-    "tiny-vit": lambda: tiny_vit.script(width=8).shortened(0.01),
+    "nano-gpt": lambda: nano_gpt(width=8, text=lambda: encode([PLAY])).scaled(0.02),
+    "word-lm": lambda: word_lm(width=8, text=tiny_words).scaled(0.03),
+    "word2vec": lambda: word2vec(width=8, text=tiny_words).scaled(0.006),
+    "wgan-gp": lambda: wgan_gp(width=8).scaled(0.004),
+    "actor-critic": lambda: actor_critic(width=8, longest=30).scaled(0.05),
+    "tiny-vit": lambda: tiny_vit(width=8).scaled(0.01),
 }
-_, FUSED = swapin.swapped_optimizer("salsa_fused:FusedSaLSa", {})
 
 
 class OnlySteps(torch.optim.SGD):
@@ -57,6 +57,19 @@ class OnlySteps(torch.optim.SGD):
         return loss.detach()
 
 
+def swapped(script: Script) -> list[Method]:
+    return swapin.swapped(script, {})
+
+
+def driven_by_steps(make, factor=None) -> Method:
+    """A method that is built and driven as FusedSaLSa is."""
+
+    def build(module, params, clip):
+        return make(module.parameters() if params is None else params, module, max_grad_norm=clip)
+
+    return Method("Other", "", build, closure_step, factor=factor)
+
+
 # --- the scripts ----------------------------------------------------------------------------------
 
 
@@ -68,20 +81,19 @@ def test_every_script_has_a_tiny_one():
 def test_every_script_trains_with_its_own_and_with_a_swapped_optimizer(case):
     script = TINY[case]()
     assert script.case == case
-    ways = [*script.own, *swapin.swapped_ways(script, "FusedSaLSa", FUSED)]
+    ways = [*script.own, *swapped(script)]
     for way in ways:
-        run = script.run(way, 0)
+        run = script.run(way, 0, CPU)
         assert len(run.losses) == len(run.work) == len(run.step_sizes) > 0
         assert all(map(math.isfinite, [*run.losses, *run.scores.values()]))
-        assert set(script.shown) <= set(run.scores)
         assert math.isfinite(run.step_size_at(1)) and run.step_size_at(-1) > 0
 
 
 @pytest.mark.parametrize("case", TINY)
 def test_a_seed_decides_a_run(case):
     script = TINY[case]()
-    way = swapin.swapped_ways(script, "FusedSaLSa", FUSED)[0]
-    first, again, other = (script.run(way, seed) for seed in (1, 1, 2))
+    way = swapped(script)[0]
+    first, again, other = (script.run(way, seed, CPU) for seed in (1, 1, 2))
     assert (first.losses, first.scores) == (again.losses, again.scores)
     assert first.losses != other.losses
 
@@ -89,24 +101,24 @@ def test_a_seed_decides_a_run(case):
 @pytest.mark.parametrize("case", TINY)
 def test_step_with_a_closure_is_all_that_is_asked_of_a_swapped_optimizer(case):
     script = TINY[case]()
-    for way in swapin.swapped_ways(script, "OnlySteps", OnlySteps):
-        run = script.run(way, 0)
-        assert all(map(math.isfinite, run.losses)) and not run.warnings
+    run = script.run(driven_by_steps(OnlySteps), 0, CPU)
+    assert all(map(math.isfinite, run.losses))
 
 
 def test_all_do_the_same_work():
     script = TINY["nano-gpt"]()
-    own, swapped = script.own[0], swapin.swapped_ways(script, "FusedSaLSa", FUSED)[0]
-    plain, searched = (script.run(way, 0) for way in (own, swapped))
+    own, other = script.own[0], swapped(script)[0]
+    plain, searched = (script.run(way, 0, CPU) for way in (own, other))
     assert plain.work == [3, 6, 9, 12, 15, 18]
     assert len(searched.losses) < len(plain.losses) and searched.work[-1] >= plain.work[-1]
 
 
 def test_a_schedule_is_a_factor_on_what_the_optimizer_has():
     script = TINY["tiny-vit"]()
-    (way,) = swapin.swapped_ways(script, "OnlySteps", OnlySteps)
-    run = script.run(way, 0)
-    assert run.step_sizes == pytest.approx([0.1 * way.factor(i / 4) for i in range(4)])
+    ((factor,), (method,)) = script.schedules, swapped(script)
+    assert method.factor is factor
+    run = script.run(driven_by_steps(OnlySteps, factor), 0, CPU)
+    assert run.step_sizes == pytest.approx([0.1 * factor(i / 4) for i in range(4)])
 
 
 def test_clipping_is_told_to_the_swapped_optimizer_and_done_for_the_own_one():
@@ -116,17 +128,14 @@ def test_clipping_is_told_to_the_swapped_optimizer_and_done_for_the_own_one():
         told.append(max_grad_norm)
         return OnlySteps(params, module)
 
-    def own(params, module, *, max_grad_norm=None):
-        optimizer = torch.optim.SGD(params, lr=0.1)
-        optimizer.register_step_pre_hook(
-            lambda *_: norms.append(get_total_norm([w.grad for w in module.parameters()]).item())
-        )
-        return optimizer
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            norms.append(get_total_norm([w.grad for w in self.param_groups[0]["params"]]).item())
 
     script = TINY["word-lm"]()
-    script.run(Way("A", "", make, swapped=True), 0)
+    script.run(driven_by_steps(make), 0, CPU)
     assert told == [0.25]
-    script.run(Way("B", "", own), 0)
+    script.run(of_torch("B", "", Own), 0, CPU)
     assert norms and max(norms) < 0.2501
 
 
@@ -166,26 +175,17 @@ def test_the_sliced_distance():
 # --- what is said of a run ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lr, died", [(1e-3, False), (1e3, True)])
-def test_a_run_that_blows_up_has_died(lr, died):
-    def make(params, module, *, max_grad_norm=None):
-        return torch.optim.SGD(params, lr=lr)
-
-    run = TINY["nano-gpt"]().run(Way("SGD", "", make), 0)
-    assert run.died == died
-
-
-def test_a_generator_without_spread_has_died():
-    def make(params, module, *, max_grad_norm=None):
-        return torch.optim.SGD(params, lr=1e4)
-
-    run = TINY["wgan-gp"]().run(Way("SGD", "", make), 0)
-    assert run.died
+@pytest.mark.parametrize(
+    "case, lr, died", [("nano-gpt", 1e-3, False), ("nano-gpt", 1e3, True), ("wgan-gp", 1e4, True)]
+)
+def test_a_run_that_blows_up_or_generates_one_point_has_died(case, lr, died):
+    sgd = of_torch("SGD", "", torch.optim.SGD, lr=lr)
+    assert TINY[case]().run(sgd, 0, CPU).died == died
 
 
 def test_a_policy_that_lets_the_pole_fall_has_died():
-    script = actor_critic.script(width=8, longest=10).shortened(0.2)
-    assert script.run(script.own[0], 0).died
+    script = actor_critic(width=8, longest=10).scaled(0.2)
+    assert script.run(script.own[0], 0, CPU).died
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -196,17 +196,14 @@ def quiet() -> Console:
 
 
 def test_results_table_and_page(tmp_path):
-    runner, done = swapin.ScriptRunner(CPU, quiet()), {}
+    runner, done = Runner(CPU, quiet()), {}
     for case in ("word-lm", "wgan-gp"):
         script = TINY[case]()
-        ways = (*script.own, *swapin.swapped_ways(script, "FusedSaLSa", FUSED))
-        done[script] = runner.run_ways(script, ways, 1)
-    done[script][0].runs[0].warnings = ["a loss that stays"]
-    swapin.collect(done, 1, {"c": 0.3}, runner.missing).write(tmp_path / "swapin.json")
+        done[script] = runner.run(script, [*script.own, *swapped(script)], 1)
+    swapin.collect({"c": 0.3}, done, runner).write(tmp_path / "swapin.json")
 
     found = Results.read(tmp_path / "swapin.json")
     assert found.row("word-lm", "FusedSaLSa", "died").n == 1
-    assert found.settings["warnings"] == {"WGAN-GP: Adam": {"a loss that stays": 1}}
     assert {"commit", "torch", "threads"} <= found.environment.keys()
     text = to_markdown(swapin.swapin_table(found))
     assert text.count("FusedSaLSa") == 2
@@ -216,35 +213,22 @@ def test_results_table_and_page(tmp_path):
 
 
 def test_an_optimizer_that_fails_is_left_out_and_said():
-    def make(params, module, *, max_grad_norm=None):
+    def make(params):
         raise RuntimeError("no such thing")
 
     console = quiet()
-    script, runner = TINY["word2vec"](), swapin.ScriptRunner(CPU, console)
-    (done,) = runner.run_ways(script, (*script.own, Way("Broken", "", make)), 2)
+    script, runner = TINY["word2vec"](), Runner(CPU, console)
+    (done,) = runner.run(script, [*script.own, of_torch("Broken", "", make)], 2)
     assert runner.missing == {"word2vec: Broken": "RuntimeError: no such thing"}
     assert done.method.name == "Adam" and len(done.runs) == 2
     assert console.file.getvalue().count("no such thing") == 1  # type: ignore[attr-defined]
 
 
 def test_settings_reach_the_swapped_optimizer():
-    seen = {}
-
-    def remember(params, **options):
-        seen.update(options)
-        return torch.optim.SGD(params, lr=0.1)
-
-    swapin.Remember = remember  # type: ignore[attr-defined]
-    try:
-        name, make = swapin.swapped_optimizer("bench.swapin:Remember", {"c": 0.3})
-    finally:
-        del swapin.Remember
+    (method,) = swapin.swapped(TINY["word2vec"](), {"c": 0.3})
     module = torch.nn.Linear(1, 1)
-    make(module.parameters(), module, max_grad_norm=2.0)
-    assert name == "Remember"
-    assert seen == {"module": module, "max_grad_norm": 2.0, "c": 0.3}
-    with pytest.raises(SystemExit, match="--optimizer nowhere:X"):
-        swapin.swapped_optimizer("nowhere:X", {})
+    optimizer = method.build(module, module.parameters(), 2.0)
+    assert optimizer.max_grad_norm == 2.0 and optimizer.param_groups[0]["c"] == 0.3
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -267,5 +251,5 @@ def test_denormals_are_only_flushed_within_a_run():
         training.run.losses.append(1.0)
         return False
 
-    replace(script, train=train).run(script.own[0], 0)
+    replace(script, train=train).run(script.own[0], 0, CPU)
     assert seen == [0.0] and tiny * 1 != 0
