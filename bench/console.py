@@ -15,6 +15,7 @@ from bench.results import Results
 from bench.tables import Table, to_rich
 
 LOCAL = Path("bench/results/local")
+CONSOLE = Console(highlight=False)  # no colours for numbers and paths
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -46,20 +47,15 @@ def check_writable(file: Path) -> None:
         raise SystemExit(f"--json {file}: cannot be written ({error})") from None
 
 
-def quiet_console() -> Console:
-    """Without colours for numbers and paths."""
-    return Console(highlight=False)
-
-
 def progress_bars(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     return Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)
 
 
-def finish(measured: Results, table: Table, file: Path, console: Console, *more: Path) -> int:
+def finish(measured: Results, table: Table, file: Path, *more: Path) -> int:
     """Write a benchmark's file and show its table; return the exit code."""
     measured.write(file)
-    console.print(to_rich(table))
-    console.print(table.caption, style="dim")
-    console.print(f"\nWrote {', '.join(map(str, (file, *more)))}.")
+    CONSOLE.print(to_rich(table, CONSOLE.width))
+    CONSOLE.print(table.caption, style="dim")
+    CONSOLE.print(f"\nWrote {', '.join(map(str, (file, *more)))}.")
     return 0

@@ -37,7 +37,7 @@ def host(arguments: argparse.Namespace) -> int:
                 rows.append(results.timed_row("host", case, name, "to_fused", "1", relative))
     settings = {"tensors": TENSORS, "rounds": arguments.rounds, "launches": gpu}
     measured = Results(results.environment(device), rows, settings=settings)
-    return c.finish(measured, by_case(measured), arguments.json, c.quiet_console())
+    return c.finish(measured, by_case(measured), arguments.json)
 
 
 @contextmanager

@@ -221,7 +221,7 @@ def launches_of(call: Call) -> int:
 
 
 def kernels(arguments: argparse.Namespace) -> int:
-    console, device, threads = c.quiet_console(), arguments.device, torch.get_num_threads()
+    console, device, threads = c.CONSOLE, arguments.device, torch.get_num_threads()
     if device == "cuda":
         cases, found = gpu_cases(), all_timed("AdamW", arguments.backends)
         more = {"backends": arguments.backends}
@@ -233,7 +233,7 @@ def kernels(arguments: argparse.Namespace) -> int:
     )
     measured.settings.update(more)
     torch.set_num_threads(threads)
-    return c.finish(measured, by_case(measured), arguments.json, console)
+    return c.finish(measured, by_case(measured), arguments.json)
 
 
 def measure(
@@ -277,7 +277,7 @@ def measure(
             before = partial(_before, flush if case.cold else None)
             seconds = in_turn(calls, rounds, clock, before)
         rows += rows_of(case, found, seconds, together)
-    settings = {"cases": [case.title for case in cases], "rounds": rounds, "skipped": skipped}
+    settings = {"cases": [case.title for case in cases], "rounds": rounds, "missing": skipped}
     return Results(results.environment(device), rows, settings=settings)
 
 

@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.results import Results
-from bench.tables import DASH, Cell, Section, Table, caption, show_number
+from bench.tables import DASH, Cell, Rows, Table, caption, show_number
 
 REFERENCE = "AdamW, tuned"
 FLOOR = 1e-12  # smaller losses count as this one: below it they are rounding
 CAP = 1e3  # larger ratios, and losses that are not finite, count as this one in a geometric mean
-HEADS = ("", "optimizer")
+HEADS = ("optimizer",)
 COLUMNS = (
     "training\nmean rank", "training\nratio", "training\nworst",
     "validation\nmean rank", "validation\nratio", "runs to\ntune",
@@ -86,11 +86,12 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 def summary_table(results: Results) -> Table:
     """A line per optimizer: mean ranks, geometric means of the ratios, and the worst of them."""
     training, validation = (standings(results, metric) for metric in LOSSES)
-    rows, cases = {}, len(results.settings["cases"])
+    rows: Rows = {}
+    cases = len(results.settings["cases"])
     for name in results.settings["optimizers"]:
         case, worst = training[name].worst
         runs = [r.mean for r in results.rows if (r.optimizer, r.metric) == (name, "tuning_runs")]
-        rows[name] = [
+        rows[name,] = [
             *_rank_and_ratio(name, training, cases),
             Cell(show_ratio(worst), case if name != reference(results) else ""),
             *_rank_and_ratio(name, validation, cases),
@@ -98,7 +99,7 @@ def summary_table(results: Results) -> Table:
         ]
     counts = {"n_cases": cases, "n_optimizers": len(rows)}
     said = caption("summary", results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
-    return Table(COLUMNS, [Section("", rows)], said, HEADS)
+    return Table(COLUMNS, rows, said, HEADS)
 
 
 def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[Cell]:
@@ -116,14 +117,14 @@ def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[C
 def ratio_table(results: Results, metric: str = "train_loss") -> Table:
     """Every optimizer's ratio to the reference on every problem."""
     found = standings(results, metric)
-    rows: dict[str, list[Cell]] = {name: [] for name in found}
+    rows: Rows = {(name,): [] for name in found}
     for case in results.settings["cases"]:
         ratios = {name: one.ratios.get(case, math.nan) for name, one in found.items()}
         best = min(filter(math.isfinite, ratios.values()), default=math.nan)
         for name, own in ratios.items():
-            rows[name].append(Cell(show_ratio(own), best=own == best))
+            rows[name,].append(Cell(show_ratio(own), best=own == best))
     said = caption("ratios", results, loss=LOSSES[metric], base=_said(results))
-    return Table(tuple(results.settings["cases"]), [Section("", rows)], said, HEADS)
+    return Table([*results.settings["cases"]], rows, said, HEADS)
 
 
 validation_ratio_table = partial(ratio_table, metric="validation_loss")

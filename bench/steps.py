@@ -30,7 +30,7 @@ from bench.optimizers import closure_step, fused_salsa
 from bench.peers import versions
 from bench.results import Results, Row
 from bench.sets.batches import Batch, on
-from bench.tables import by_case, without_spread
+from bench.tables import by_case
 from bench.training import Loop, Run
 from bench.workloads import ON_CPU, ON_GPU, REAL_SIZES, Workload, loss_of
 
@@ -245,7 +245,7 @@ def _run(
     bench: str, arguments: argparse.Namespace, workloads: Sequence[Workload],
     makes: Methods, more: dict[str, Any],
 ) -> int:  # fmt: skip
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    console, device = c.CONSOLE, c.chosen_device(arguments.device)
     c.check_writable(arguments.json)
     rows: list[Row] = []
     cases: dict[str, str] = {}
@@ -256,4 +256,4 @@ def _run(
         rows += rows_of(bench, workload.case, found)
     settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
     measured = Results(results.environment(device), rows, settings=settings)
-    return c.finish(measured, without_spread(by_case(measured)), arguments.json, console)
+    return c.finish(measured, by_case(measured), arguments.json)

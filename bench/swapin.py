@@ -24,7 +24,7 @@ from bench.runs import Done, Runner
 from bench.scripts import SCRIPTS
 from bench.scripts.script import Make, Script, Way
 from bench.sets.fetch import DataError
-from bench.tables import DASH, Cell, Section, Table, caption, show_number, spread_of, without_spread
+from bench.tables import DASH, Cell, Rows, Table, caption, show_number, spread_of
 from bench.training import CPU, EARLY, FINAL_SHARE, Run
 
 FACTOR = "its schedule as a factor"
@@ -32,7 +32,7 @@ STEPS = {"1": 1, "10": 10, "30": 30, "last": -1}  # whose step sizes are shown
 
 
 def swapin(arguments: argparse.Namespace) -> int:
-    console = c.quiet_console()
+    console = c.CONSOLE
     c.check_amount(arguments)
     c.check_names("--only", arguments.only or (), SCRIPTS)
     c.check_writable(arguments.json)
@@ -59,7 +59,7 @@ def swapin(arguments: argparse.Namespace) -> int:
     for name, texts in measured.settings["warnings"].items():
         for text, runs in texts.items():
             console.print(f"{name}: warned in {runs} runs: {text[:120]} ...", style="dim")
-    return c.finish(measured, without_spread(swapin_table(measured)), arguments.json, console)
+    return c.finish(measured, swapin_table(measured), arguments.json)
 
 
 def swapped_optimizer(what: str, settings: dict[str, Any]) -> tuple[str, Make]:
@@ -143,7 +143,8 @@ def rows_of(script: Script, runs: Sequence[Run]) -> list[Row]:
 
 def swapin_table(results: Results) -> Table:
     """Means over the seeds, with the lowest and the highest; step sizes are medians."""
-    settings, sections = results.settings, []
+    settings = results.settings
+    rows: Rows = {}
     for case, title in settings["cases"].items():
         judged_by, shown = settings["judged_by"][case], settings["shown"][case]
         sign = -1 if case in settings["higher_is_better"] else 1
@@ -152,19 +153,18 @@ def swapin_table(results: Results) -> Table:
             if row.case == case:
                 figures[row.optimizer][row.metric] = row
         best = min(figures, key=lambda name: or_infinite(sign * figures[name][judged_by].mean))
-        rows = {
-            name: [
+        rows |= {
+            (title, name): [
                 _means(found, ["final_loss"], name == best and judged_by == "final_loss"),
                 _means(found, shown, name == best and judged_by in shown),
                 *map(Cell, _others(found)),
             ]
             for name, found in figures.items()
         }
-        sections.append(Section(title, rows))
     columns = (
         "loss", "score", "died", "early\npeak", f"step size at\n{', '.join(STEPS)}", "s per\nrun",
     )  # fmt: skip
-    return Table(columns, sections, _caption(results), ("script", "optimizer"))
+    return Table(columns, rows, _caption(results), ("script", "optimizer"))
 
 
 def _means(found: dict[str, Row], metrics: Sequence[str], best: bool) -> Cell:

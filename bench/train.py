@@ -23,16 +23,15 @@ from bench.ranks import summary_table
 from bench.results import REPOSITORY
 from bench.runs import Done, Runner, collect
 from bench.sets.fetch import DataError
-from bench.tables import by_case, to_rich, without_spread
+from bench.tables import by_case, to_rich
 from bench.training import Problem
 
 KEPT = REPOSITORY / "bench" / ".runs"
-WIDE = 100  # columns of a terminal with room for spreads
 DEMO = (FUSED_SALSA, ADAM)
 
 
 def train(arguments: argparse.Namespace) -> int:
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    console, device = c.CONSOLE, c.chosen_device(arguments.device)
     bench = "family" if arguments.family else "train"
     methods = {make().name: make for make in (FAMILY if arguments.family else METHODS)}
     c.check_amount(arguments)
@@ -66,9 +65,8 @@ def train(arguments: argparse.Namespace) -> int:
         raise SystemExit("nothing could be run")
     if runner.reused:
         console.print(f"{runner.reused} runs were there already (--again measures them anew).")
-    summary = summary_table(measured)
-    console.print(to_rich(summary if console.width >= WIDE else without_spread(summary)))
-    return c.finish(measured, without_spread(by_case(measured)), file, console)
+    console.print(to_rich(summary_table(measured), console.width))
+    return c.finish(measured, by_case(measured), file)
 
 
 def _problem(name: str, device: torch.device, work: float) -> Problem:
@@ -79,7 +77,7 @@ def _problem(name: str, device: torch.device, work: float) -> Problem:
 
 def demo(arguments: argparse.Namespace) -> int:
     """FusedSaLSa beside Adam on two small problems, in about two minutes."""
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    console, device = c.CONSOLE, c.chosen_device(arguments.device)
     c.check_amount(arguments)
     cases = [PROBLEMS[name](device) for name in ("digits-cnn", "plays-gpt")]
     console.print(
@@ -91,8 +89,7 @@ def demo(arguments: argparse.Namespace) -> int:
     runner, makes = Runner(device, console), [lambda one=one: one for one in DEMO]
     done = {case.case: runner.run_all(case, makes, arguments.seeds) for case in cases}
     measured = collect("demo", cases, done, device)
-    picture, table = arguments.out / "demo.png", by_case(measured)
+    picture = arguments.out / "demo.png"
     draw_demo(measured, picture)
-    table = table if console.width >= WIDE else without_spread(table)
     file = arguments.json or arguments.out / "demo.json"
-    return c.finish(measured, table, file, console, picture)
+    return c.finish(measured, by_case(measured), file, picture)

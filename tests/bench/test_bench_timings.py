@@ -90,7 +90,7 @@ def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
     found = kernels.measure(kernels.gpu_cases(), timed, CPU, 3, quiet(), together=False)
     found.settings["backends"] = ["native"]
     assert found.settings["cases"] == ["tiny, 0 M"]
-    skipped = found.settings["skipped"]
+    skipped = found.settings["missing"]
     assert "ZeroDivisionError" in skipped["tiny, 0 M: a plain step, native"]
     names = {row.optimizer for row in found.rows}
     ours = ("first_trial", "next_trial", "adam_step after a search", "alignment")
@@ -108,7 +108,7 @@ def test_a_gpu_without_room_is_reported(monkeypatch):
     monkeypatch.setattr(torch, "empty", full)
     case, timed = kernels.Case("c", [torch.Size((10,))]), kernels.all_timed("AdamW", [])
     found = kernels.measure([case], timed, CPU, 1, quiet(), together=False)
-    assert found.settings["skipped"] == {f"c: {name}": "no room" for name in timed}
+    assert found.settings["missing"] == {f"c: {name}": "no room" for name in timed}
     assert not found.rows
 
 
