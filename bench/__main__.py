@@ -30,8 +30,8 @@ COMMANDS = {
     "memory": ("steps", "peak memory of a training step, beside AdamW's and others'",
                f"--device --json={LOCAL}/memory.json"),
     "kernels": ("kernels", "time the three kernels beside a copy and torch's Adam",
-                f"--device=cpu --backends --threads --rounds=40 --json={LOCAL}/kernels.json"),
-    "host": ("host", "time what a plain step costs the host, beside torch's fused Adam",
+                f"--device=cpu --rounds=40 --json={LOCAL}/kernels.json"),
+    "host": ("kernels", "time what a plain step costs the host, beside torch's fused Adam",
              f"--device=cpu --rounds=400 --json={LOCAL}/host.json"),
     "report": ("report", "make plots and tables, those of README.md too, from the results",
                "--folder --check"),
@@ -56,10 +56,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--optimizer": {"metavar": "MODULE:NAME", "help": "what to swap in: built with (params, "
                     "module=..., max_grad_norm=...), and only step(closure) is called"},
     "--without-own": {"action": "store_true", "help": "leave out the scripts' own optimizers"},
-    "--backends": {"nargs": "+", "choices": ("triton", "native", "reference"),
-                   "default": ["triton", "native"], "help": "on a GPU"},
-    "--threads": {"nargs": "+", "type": int, "metavar": "N",
-                  "help": "numbers of threads, on a CPU (default: one, and all)"},
     "--folder": {"type": Path, "metavar": "DIR", "help": "only this folder's page and plots"},
     "--check": {"action": "store_true", "help": "write nothing; exit 1 if it differs"},
 }  # fmt: skip

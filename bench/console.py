@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,6 +46,18 @@ def check_writable(file: Path) -> None:
             raise IsADirectoryError("it is a folder")
     except OSError as error:
         raise SystemExit(f"--json {file}: cannot be written ({error})") from None
+
+
+@contextmanager
+def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
+    """Say what fails, a peer that is not there or what has no room, and why: the rest counts."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        no_room = isinstance(error, torch.OutOfMemoryError)
+        missing[what] = "no room" if no_room else f"{kind}{error}".partition("\n")[0]
+        CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow")
 
 
 def progress_bars(console: Console) -> Progress:

@@ -11,10 +11,9 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -66,7 +65,15 @@ def row(
     )  # fmt: skip
 
 
-timed_row = partial(row, timed=True)
+def timed_rows(
+    bench: str, case: str, optimizer: str, metrics: Mapping[tuple[str, str], Sequence[float]]
+) -> list[Row]:
+    """A row for each metric and its unit; what has no values is left out."""
+    return [
+        row(bench, case, optimizer, metric, unit, values, timed=True)
+        for (metric, unit), values in metrics.items()
+        if values
+    ]
 
 
 def curve(

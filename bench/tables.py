@@ -184,9 +184,10 @@ def overview(results: Results) -> Table:
 
 
 def _kind(results: Results) -> str:
-    if "backends" in results.settings:
+    bench = results.rows[0].bench
+    if bench == "kernels" and results.environment["kind"] == "gpu":
         return "gpu_kernels"
-    return {"family": "train"}.get(results.rows[0].bench, results.rows[0].bench)
+    return "train" if bench == "family" else bench
 
 
 def _cases(results: Results) -> dict[str, str]:
