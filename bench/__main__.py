@@ -64,22 +64,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary, options) in COMMANDS.items():
+    for name, (_, summary, options) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if name in arguments[:1]:  # no other command's imports are needed
-            try:
-                found = importlib.import_module(f"bench.{module}")
-            except ModuleNotFoundError as missing:
-                sys.exit(f"{name}: {missing}. The benchmarks need: pip install -e '.[bench]'")
-            for option in options.split():
-                flag, _, default = option.partition("=")
-                how = dict(OPTIONS[flag])
-                if default:  # it is read as if it had been typed
-                    how |= {"default": default, "help": f"{how['help']} (default: %(default)s)"}
-                command.add_argument(flag, **how)
+        for option in options.split():
+            flag, _, default = option.partition("=")
+            how = dict(OPTIONS[flag])
+            if default:  # it is read as if it had been typed
+                how |= {"default": default, "help": f"{how['help']} (default: %(default)s)"}
+            command.add_argument(flag, **how)
     chosen = parser.parse_args(arguments)
-    try:
-        return getattr(found, chosen.command)(chosen)
+    try:  # no other command's imports are needed
+        module = importlib.import_module(f"bench.{COMMANDS[chosen.command][0]}")
+        return getattr(module, chosen.command)(chosen)
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{chosen.command}: {missing}. The benchmarks need: pip install -e '.[bench]'")
     except DataError as error:
         sys.exit(f"{chosen.command}: {error}")
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -22,17 +22,18 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from bench import console as c
-from bench import methods, results
+from bench import methods, networks, results
 from bench.kernels import ratios, turns
 from bench.methods import Method, adamw, plain_step
 from bench.networks import parameter_count
 from bench.optimizers import closure_step, fused_salsa
 from bench.peers import versions
 from bench.results import Results, Row, timed_rows
-from bench.sets.batches import on
+from bench.sets.batches import Batch, on, random_windows
+from bench.sets.reviews import reviews
+from bench.sets.text import plays
 from bench.tables import by_case
 from bench.training import Loop, Run
-from bench.workloads import ON_CPU, ON_GPU, REAL_SIZES, Workload, loss_of
 
 T = TypeVar("T")
 FUSED = "AdamW, fused"  # what the ratios are taken to
@@ -71,6 +72,88 @@ METHODS = (
 MEMORY_METHODS = (*METHODS, methods.d_adaptation())
 
 
+# --- the workloads: to add one, name it in ON_CPU or ON_GPU ---------------------------------------
+
+# The data can be learnt, so that searches find what they find in training: plays, reviews with a
+# word in seven masked, and images with their class's pattern.
+IGNORED = -100  # the target of a token that is not to be predicted: cross_entropy's own
+MASK = 103  # BERT's token
+CLASSES = 1000
+
+
+class Workload(NamedTuple):
+    title: str
+    model: Callable[[], nn.Module]
+    draw: Callable[[int, int, torch.Generator], Iterator[Batch]]  # of a batch, and of its rows
+    batch: int
+    length: int  # of a row, in tokens, or of an image's side
+
+    @property
+    def case(self) -> str:
+        return self.title.lower().replace(" ", "-").replace(",", "")
+
+    def describe(self) -> str:
+        with torch.device("meta"):
+            count = parameter_count(self.model())
+        side = f"3 x {self.length} x {self.length}" if self.draw is images else self.length
+        return f"{self.title}, {count / 1e6:,.1f} M parameters, batch {self.batch} x {side}"
+
+
+def images(batch: int, side: int, generator: torch.Generator) -> Iterator[Batch]:
+    patterns = torch.randn(CLASSES, 3, 1, 1, generator=generator)
+    while True:
+        labels = torch.randint(CLASSES, (batch,), generator=generator)
+        noise = torch.randn(batch, 3, side, side, generator=generator)
+        yield Batch(noise + patterns[labels], labels)
+
+
+def masked(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    (rows, _), _ = reviews()
+    for tokens, _ in random_windows(rows[rows != networks.PADDING], time, batch, generator):
+        chosen = torch.rand(tokens.shape, generator=generator) < 0.15
+        yield Batch(torch.where(chosen, MASK, tokens), torch.where(chosen, tokens, IGNORED))
+
+
+def text(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    return random_windows(plays().train, time, batch, generator)
+
+
+def bert(size: str) -> nn.Module:
+    return networks.masked_bert(networks.bert_config(size))
+
+
+gpt2 = partial(networks.gpt, networks.GPT2_VOCABULARY, 1024)
+
+ON_CPU = (
+    Workload("ResNet-18", partial(networks.resnet, 18), images, 8, 64),
+    Workload("BERT-small", partial(bert, "small"), masked, 2, 64),
+    Workload("GPT-2, 6 layers of 384", partial(gpt2, 6, 6, 384), text, 2, 64),
+    Workload("Llama, 4 layers of 256", partial(networks.llama, "tiny"), text, 2, 64),
+)
+REAL_SIZES = (  # with batches that a CPU can do
+    Workload("ResNet-50", partial(networks.resnet, 50), images, 4, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 2, 64),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 1, 64),
+)
+ON_GPU = (
+    Workload("ResNet-50", partial(networks.resnet, 50), images, 64, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 32, 128),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 8, 1024),
+    Workload("GPT-2 XL", partial(gpt2, 48, 25, 1600), text, 2, 1024),
+    Workload("Llama 1B", partial(networks.llama, "1B"), text, 2, 1024),
+)
+
+
+def loss_of(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """Cross entropy in fp32; on a GPU the forward runs in bf16 autocast."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits = model(batch.inputs)
+    return nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten())
+
+
+# --- the measurements -----------------------------------------------------------------------------
+
+
 class Step(NamedTuple):
     seconds: float
     extra_forwards: int
@@ -97,14 +180,12 @@ class Stepper:
         torch.manual_seed(0)
         with device:
             self.model = workload.model()
-        self.method = method
+        self.method, self.searches = method, method.step is not plain_step
         optimizer, run = method.build(self.model), Run(workload.case, method.name, 0)
         self.loop = Loop(optimizer, method.step, method.step_size, run, device=device)
-        self.batches = map(partial(on, device), workload.batches(torch.Generator().manual_seed(0)))
-
-    @property
-    def searches(self) -> bool:
-        return self.method.step is not plain_step
+        generator = torch.Generator().manual_seed(0)
+        batches = workload.draw(workload.batch, workload.length, generator)
+        self.batches = map(partial(on, device), batches)
 
     def steps(self, count: int) -> list[Step]:
         """Take whole steps, forward and backward included."""
@@ -199,20 +280,20 @@ def rows_of(bench: str, case: str, found: dict[str, Figures]) -> list[Row]:
 def step(arguments: argparse.Namespace) -> int:
     gpu = c.chosen_device(arguments.device).type == "cuda"
     more = {"autocast": "bf16" if gpu else None, "in_turn": not gpu, "rounds": arguments.rounds}
-    return _run("step", arguments, ON_GPU if gpu else ON_CPU, METHODS, more)
+    return _run("step", arguments, ON_CPU, METHODS, more)
 
 
 def memory(arguments: argparse.Namespace) -> int:
-    gpu = c.chosen_device(arguments.device).type == "cuda"
-    return _run("memory", arguments, ON_GPU if gpu else REAL_SIZES, MEMORY_METHODS, {})
+    return _run("memory", arguments, REAL_SIZES, MEMORY_METHODS, {"rounds": 0})
 
 
 def _run(
-    bench: str, arguments: argparse.Namespace, workloads: Sequence[Workload],
+    bench: str, arguments: argparse.Namespace, on_cpu: Sequence[Workload],
     methods: Sequence[Method], more: dict[str, Any],
 ) -> int:  # fmt: skip
-    device, rounds = c.chosen_device(arguments.device), more.get("rounds", 0)
+    device, rounds = c.chosen_device(arguments.device), more["rounds"]
     c.check_writable(arguments.json)
+    workloads = ON_GPU if device.type == "cuda" else on_cpu
     alone = device.type == "cuda" or not rounds  # there is no room for all of them side by side
     rows: list[Row] = []
     missing: dict[str, str] = {}

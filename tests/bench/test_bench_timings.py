@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from bench import kernels, networks, peers, report, steps, workloads
+from bench import kernels, networks, peers, report, steps
 from bench.kernels import Timed
 from bench.methods import Method, adamw
 from bench.optimizers import fused_salsa
 from bench.results import Results
 from bench.sets import text
 from bench.sets.batches import Batch
-from bench.steps import PLAIN, Stepper, settled, with_peak_memory
+from bench.steps import PLAIN, Stepper, Workload, loss_of, settled, with_peak_memory
 from bench.tables import by_case, overview, to_markdown
-from bench.workloads import Workload, loss_of
 from salsa_fused import FusedSaLSa
 
 CPU = torch.device("cpu")
@@ -239,7 +238,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on():
 
 
 def test_every_workload_says_what_it_is():
-    every = (*workloads.ON_CPU, *workloads.REAL_SIZES, *workloads.ON_GPU)
+    every = (*steps.ON_CPU, *steps.REAL_SIZES, *steps.ON_GPU)
     sizes = {one.title: one.describe() for one in every}
     assert all(said.startswith(f"{title}, ") for title, said in sizes.items())
     assert "25.6 M" in sizes["ResNet-50"] and "1,557.6 M" in sizes["GPT-2 XL"]
@@ -247,9 +246,9 @@ def test_every_workload_says_what_it_is():
 
 def test_images_and_text_can_be_learnt(monkeypatch):
     characters = text.encode(["to be or not to be, that is the question. " * 40])
-    monkeypatch.setattr(workloads, "plays", lambda: characters)
-    images = Workload("I", partial(networks.resnet, 18), workloads.images, 2, 32)
-    words = Workload("L", partial(networks.llama, "tiny"), workloads.text, 2, 16)
+    monkeypatch.setattr(steps, "plays", lambda: characters)
+    images = Workload("I", partial(networks.resnet, 18), steps.images, 2, 32)
+    words = Workload("L", partial(networks.llama, "tiny"), steps.text, 2, 16)
     for workload in (images, words):
         stepper = Stepper(workload, adamw(), CPU)
         batch = next(stepper.batches)
@@ -262,13 +261,13 @@ def test_images_and_text_can_be_learnt(monkeypatch):
 
 def test_one_word_in_seven_is_masked(monkeypatch):
     rows = torch.randint(200, 300, (40, 30))
-    monkeypatch.setattr(workloads, "reviews", lambda: (Batch(rows, rows[:, 0]), None))
+    monkeypatch.setattr(steps, "reviews", lambda: (Batch(rows, rows[:, 0]), None))
     tiny = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     monkeypatch.setitem(networks.BERT_SIZES, "small", {**tiny, "intermediate_size": 32})
-    workload = Workload("B", partial(workloads.bert, "small"), workloads.masked, 16, 32)
-    tokens, targets = next(workload.batches(torch.Generator().manual_seed(0)))
-    masked = targets != workloads.IGNORED
+    workload = Workload("B", partial(steps.bert, "small"), steps.masked, 16, 32)
+    tokens, targets = next(workload.draw(16, 32, torch.Generator().manual_seed(0)))
+    masked = targets != steps.IGNORED
     assert 0.1 < masked.float().mean() < 0.2
-    assert (tokens[masked] == workloads.MASK).all()
-    assert (tokens[~masked] != workloads.MASK).all()
+    assert (tokens[masked] == steps.MASK).all()
+    assert (tokens[~masked] != steps.MASK).all()
     assert loss_of(workload.model(), Batch(tokens, targets), CPU).isfinite()

@@ -300,9 +300,9 @@ def test_the_command_writes_rows_curves_and_a_table(arguments, tmp_path, capsys)
     assert command.train(arguments) == 0
     found = Results.read(arguments.json)
     assert found.row("linear", "AdamW", "train_loss").n == 2
-    units = {curve.x_unit for curve in found.curves_of("linear", "train_loss")}
+    units = {curve.x_unit for curve in found.curves if curve.quantity == "train_loss"}
     assert units == {"plain steps of work", "s"}
-    over_seconds = next(found.curves_of("linear", "train_loss", "s"))
+    over_seconds = found.curves_of("linear", "train_loss", "s")[0]
     assert list(over_seconds.x) == sorted(over_seconds.x) and over_seconds.x[-1] > 0.0
     said = capsys.readouterr().out
     assert said.index("mean rank") < said.index("extra fwd.")  # the table of all problems first
