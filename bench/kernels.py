@@ -258,8 +258,7 @@ def measure(
                     rows += timed_rows("kernels", case.title, name, launches)
             calls.clear()  # and with them the moments
             gc.collect()
-            if gpu:
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
         rows += rows_of(case, found, seconds, together)
     settings = {"cases": [case.title for case in cases], "tensors": TENSORS, "rounds": rounds,
                 "missing": missing}  # fmt: skip

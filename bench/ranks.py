@@ -41,23 +41,23 @@ def reference(results: Results) -> str:
 
 def standings(results: Results, metric: str) -> dict[str, Standing]:
     """Compare all optimizers by "train_loss" or "validation_loss"."""
-    return {name: _standing(results, metric, name) for name in results.settings["optimizers"]}
-
-
-def _standing(results: Results, metric: str, name: str) -> Standing:
-    ranks, ratios, by_seed = {}, {}, []
-    for case in results.settings["cases"]:
-        rows = results.rows_of(case, metric)
-        own, base = rows.get(name), rows.get(reference(results))
-        if own is not None:
-            ranks[case] = rank(own.mean, [row.mean for row in rows.values()])
-        if own is not None and base is not None and math.isfinite(base.mean):
-            ratios[case] = ratio(own.mean, base.mean)
-            by_seed.append([ratio(value, base.mean) for value in own.values])
-    mean_rank = fmean(ranks.values()) if ranks else math.nan
-    seeds = [geometric_mean(seed) for seed in zip(*by_seed)]
-    worst = max(ratios.items(), key=lambda item: item[1], default=("", math.nan))
-    return Standing(ranks, mean_rank, ratios, geometric_mean(ratios.values()), seeds, worst)
+    found: dict[str, Standing] = {}
+    for name in results.settings["optimizers"]:
+        ranks, ratios, by_seed = {}, {}, []
+        for case in results.settings["cases"]:
+            rows = results.rows_of(case, metric)
+            if name in rows:
+                own, base = rows[name], rows.get(reference(results))
+                ranks[case] = rank(own.mean, [row.mean for row in rows.values()])
+                if base is not None and math.isfinite(base.mean):
+                    ratios[case] = ratio(own.mean, base.mean)
+                    by_seed.append([ratio(value, base.mean) for value in own.values])
+        mean_rank = fmean(ranks.values()) if ranks else math.nan
+        seeds = [geometric_mean(seed) for seed in zip(*by_seed)]
+        worst = max(ratios.items(), key=lambda item: item[1], default=("", math.nan))
+        mean = geometric_mean(ratios.values())
+        found[name] = Standing(ranks, mean_rank, ratios, mean, seeds, worst)
+    return found
 
 
 def or_infinite(loss: float) -> float:

@@ -63,7 +63,7 @@ class Column(NamedTuple):
     def _best(self, own: Row, others: Collection[Row]) -> bool:
         sign = self.best
         if self.in_every_seed:
-            pairs = [pair for row in others for pair in zip(own.values, row.values)]
+            pairs = (pair for row in others for pair in zip(own.values, row.values))
             return all(sign * a < sign * b for a, b in pairs)
         means = [sign * row.mean for row in (own, *others) if math.isfinite(row.mean)]
         return sign != 0 and sign * own.mean == min(means, default=math.nan)
@@ -104,48 +104,41 @@ ACCURACY = LOSS._replace(
 )  # fmt: skip
 EXTRA = Column("extra fwd.\nper step", "extra_forwards", _zero_or(2))
 TO_FUSED = Column("to fused\nAdamW", "to_fused", "{:.2f}".format, "median", spread=True)
-PEAK = Column("peak MB", "peak_memory", "{:,.0f}".format, "median")
+TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
+PEAK = Column("peak MB", "peak_memory", "{:,.0f}".format)
 KERNELS = (
     Column("ms", "time", _fewer_digits_from(10, 1), "median"),
     Column("GB/s", "bandwidth", "{:.0f}".format, "median"),
     Column("of a\ncopy's", "of_copy", "{:.2f}".format, "median"),
 )
-TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
-# The columns of every benchmark, and what its cases and rows are called.
-SHOWN: dict[str, tuple[tuple[Column, ...], tuple[str, str]]] = {
+# The columns of every benchmark.
+SHOWN: dict[str, tuple[Column, ...]] = {
     "demo": (
-        (*(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
-         EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
-         Column("steps", "steps", "{:.0f}".format),
-         Column("last\nstep\nsize", "final_step_size", show_number, "median"),
-         Column("ms per\nstep", "step_time", "{:.1f}".format, "median")),
-        ("problem", "optimizer"),
+        *(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
+        EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
+        Column("steps", "steps", "{:.0f}".format),
+        Column("last\nstep\nsize", "final_step_size", show_number, "median"),
+        Column("ms per\nstep", "step_time", "{:.1f}".format, "median"),
     ),
     "train": (
-        (LOSS, VALIDATION, ACCURACY, EXTRA,
-         Column("s per\nrun", "train_time", _fewer_digits_from(10, 0)),
-         Column("runs to\ntune", "tuning_runs", "{:.0f}".format, absent="0")),
-        ("problem", "optimizer"),
+        LOSS, VALIDATION, ACCURACY, EXTRA,
+        Column("s per\nrun", "train_time", _fewer_digits_from(10, 0)),
+        Column("runs to\ntune", "tuning_runs", "{:.0f}".format, absent="0"),
     ),
-    "step": (
-        (Column("ms", "time", _fewer_digits_from(100, 0), "median"), TO_FUSED,
-         EXTRA._replace(figure="median"), PEAK),
-        ("model", "optimizer"),
-    ),
-    "memory": (
-        (PEAK, TO_FUSED, Column("state, bytes\na parameter", "state", "{:.1f}".format, "median")),
-        ("model", "optimizer"),
-    ),
-    "kernels": ((*KERNELS, TO_ADAM), ("model", "what")),
+    "step": (Column("ms", "time", _fewer_digits_from(100, 0), "median"), TO_FUSED, EXTRA, PEAK),
+    "memory": (PEAK, TO_FUSED, Column("state, bytes\na parameter", "state", "{:.1f}".format)),
+    "kernels": (*KERNELS, TO_ADAM),
     "gpu_kernels": (
-        (*KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),
-         Column("launches", "launches", "{:.0f}".format, "median")),
-        ("model", "what"),
+        *KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),
+        Column("launches", "launches", "{:.0f}".format),
     ),
-    "host": (
-        (Column("us", "time", "{:.0f}".format, "median", spread=True), TO_ADAM),
-        ("case", "optimizer"),
-    ),
+    "host": (Column("us", "time", "{:.0f}".format, "median", spread=True), TO_ADAM),
+}  # fmt: skip
+# What its cases and rows are called.
+PROBLEMS = ("problem", "optimizer")
+HEADS = {
+    "step": ("model", "optimizer"), "memory": ("model", "optimizer"), "host": ("case", "optimizer"),
+    "kernels": ("model", "what"), "gpu_kernels": ("model", "what"),
 }  # fmt: skip
 # What the ratios of an overview are relative to, and what they are of.
 RELATIVE = {
@@ -158,14 +151,14 @@ HOST_CASES = {"stay": "gradients where they were", "move": "gradients elsewhere 
 
 def by_case(results: Results) -> Table:
     kind, cases = _kind(results), _cases(results)
-    columns, heads = SHOWN[kind]
     rows: Rows = {
-        (title, name): [column.cell(results, case, name) for column in columns]
+        (title, name): [column.cell(results, case, name) for column in SHOWN[kind]]
         for case, title in cases.items()
         for name in _names(results, case)
     }
     said = [caption(name, results) for name in (f"{kind}_overview", kind) if name in CAPTIONS]
-    return Table([column.title for column in columns], rows, " ".join(said), heads)
+    titles, heads = [column.title for column in SHOWN[kind]], HEADS.get(kind, PROBLEMS)
+    return Table(titles, rows, " ".join(said), heads)
 
 
 def overview(results: Results) -> Table:
