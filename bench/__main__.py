@@ -30,8 +30,8 @@ COMMANDS = {
     "memory": ("steps", "peak memory of a training step, beside AdamW's and others'",
                f"--device --json={LOCAL}/memory.json"),
     "kernels": ("kernels", "time the three kernels beside a copy and torch's Adam",
-                f"--device=cpu --backends --threads --rounds=40 --json={LOCAL}/kernels.json"),
-    "host": ("host", "time what a plain step costs the host, beside torch's fused Adam",
+                f"--device=cpu --rounds=40 --json={LOCAL}/kernels.json"),
+    "host": ("kernels", "time what a plain step costs the host, beside torch's fused Adam",
              f"--device=cpu --rounds=400 --json={LOCAL}/host.json"),
     "report": ("report", "make plots and tables, those of README.md too, from the results",
                "--folder --check"),
@@ -53,10 +53,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the scripts"},
     "--settings": {"type": json.loads, "metavar": "JSON",
                    "help": """keyword arguments for FusedSaLSa: '{"lr": 0.5}'"""},
-    "--backends": {"nargs": "+", "choices": ("triton", "native", "reference"),
-                   "default": ["triton", "native"], "help": "on a GPU"},
-    "--threads": {"nargs": "+", "type": int, "metavar": "N",
-                  "help": "numbers of threads, on a CPU (default: one, and all)"},
     "--folder": {"type": Path, "metavar": "DIR", "help": "only this folder's page and plots"},
     "--check": {"action": "store_true", "help": "write nothing; exit 1 if it differs"},
 }  # fmt: skip
@@ -65,22 +61,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary, options) in COMMANDS.items():
+    for name, (_, summary, options) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if name in arguments[:1]:  # no other command's imports are needed
-            try:
-                found = importlib.import_module(f"bench.{module}")
-            except ModuleNotFoundError as missing:
-                sys.exit(f"{name}: {missing}. The benchmarks need: pip install -e '.[bench]'")
-            for option in options.split():
-                flag, _, default = option.partition("=")
-                how = dict(OPTIONS[flag])
-                if default:  # it is read as if it had been typed
-                    how |= {"default": default, "help": f"{how['help']} (default: %(default)s)"}
-                command.add_argument(flag, **how)
+        for option in options.split():
+            flag, _, default = option.partition("=")
+            how = dict(OPTIONS[flag])
+            if default:  # it is read as if it had been typed
+                how |= {"default": default, "help": f"{how['help']} (default: %(default)s)"}
+            command.add_argument(flag, **how)
     chosen = parser.parse_args(arguments)
-    try:
-        return getattr(found, chosen.command)(chosen)
+    try:  # no other command's imports are needed
+        module = importlib.import_module(f"bench.{COMMANDS[chosen.command][0]}")
+        return getattr(module, chosen.command)(chosen)
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{chosen.command}: {missing}. The benchmarks need: pip install -e '.[bench]'")
     except DataError as error:
         sys.exit(f"{chosen.command}: {error}")
     except KeyboardInterrupt:

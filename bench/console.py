@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from bench.results import Results
 from bench.tables import Table, to_rich
 
 LOCAL = Path("bench/results/local")
+CONSOLE = Console(highlight=False)  # no colours for numbers and paths
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -46,9 +48,16 @@ def check_writable(file: Path) -> None:
         raise SystemExit(f"--json {file}: cannot be written ({error})") from None
 
 
-def quiet_console() -> Console:
-    """Without colours for numbers and paths."""
-    return Console(highlight=False)
+@contextmanager
+def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
+    """Say what fails, a peer that is not there or what has no room, and why: the rest counts."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        no_room = isinstance(error, torch.OutOfMemoryError)
+        missing[what] = "no room" if no_room else f"{kind}{error}".partition("\n")[0]
+        CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow")
 
 
 def progress_bars(console: Console) -> Progress:
@@ -56,10 +65,10 @@ def progress_bars(console: Console) -> Progress:
     return Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)
 
 
-def finish(measured: Results, table: Table, file: Path, console: Console, *more: Path) -> int:
+def finish(measured: Results, table: Table, file: Path, *more: Path) -> int:
     """Write a benchmark's file and show its table; return the exit code."""
     measured.write(file)
-    console.print(to_rich(table))
-    console.print(table.caption, style="dim")
-    console.print(f"\nWrote {', '.join(map(str, (file, *more)))}.")
+    CONSOLE.print(to_rich(table, CONSOLE.width))
+    CONSOLE.print(table.caption, style="dim")
+    CONSOLE.print(f"\nWrote {', '.join(map(str, (file, *more)))}.")
     return 0

@@ -3,8 +3,6 @@
 Copy `bench/.data` to another machine and the benchmarks run there.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

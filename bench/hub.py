@@ -4,8 +4,6 @@ GLUE's SST-2 and MRPC fine-tune a pretrained BERT-base; CIFAR-10 trains a ResNet
 batch sizes of arXiv 2407.20650. A machine that reaches no hub gets a message that says so.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

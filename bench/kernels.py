@@ -1,4 +1,4 @@
-"""What the kernels cost: time and GB/s, beside a copy and beside torch's Adam.
+"""What the kernels cost, beside a copy and torch's Adam; and what a plain step costs the host.
 
 On a CPU everything is timed in turn, round after round, so that a machine that is busy for a while
 slows all of it down, and ratios are taken within a round. On a GPU, on real models' shapes, where
@@ -10,20 +10,22 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import cycle
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 
 from bench import console as c
 from bench import networks, results
-from bench.results import Results, Row
-from bench.tables import by_case
+from bench.results import Results, Row, timed_rows
+from bench.tables import HOST_CASES, by_case
 from salsa_fused import FusedSaLSa
 
 FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # more than the caches hold
@@ -31,54 +33,60 @@ COPY_BYTES = 4 << 30  # that are copied at once
 SLEEP_CYCLES_A_SECOND = 2.0e9  # about a GPU's clock
 COPY = "copy"
 
+T = TypeVar("T")
 Call = Callable[[], object]
 Seconds = list[float]  # by round
 
 
-def kernel_calls(
-    weights: list[Tensor], backend: str | None = None, *, without: str = ""
-) -> dict[str, Call]:
-    """The kernels of a search by themselves, without closure and bookkeeping.
-
-    "allocating" is the first trial with the memory for the saved weights, which every search takes
-    and gives back. Without "moments" only `alignment` can be called, without "windows" all others.
-    """
-    how: Any = {"backend": backend, "direction": "sgd" if without == "moments" else "adam"}
-    optimizer = FusedSaLSa(weights, init_step_size=1e-6, search_period=None, **how)
-    kernels, groups = optimizer._kernels, optimizer.param_groups
-    for weight in weights if without != "windows" else ():
-        optimizer.state[weight]["window_start"] = weight.clone()
-    kernels.refresh(groups, optimizer.state)
-    if without != "windows":
-        kernels.alignment()
-    if without != "moments":
-        kernels.first_trial(groups, 1e-6)
-    (bucket,) = kernels.buckets
-
-    def allocating() -> None:
-        bucket.make_room(None)
-        bucket.first_trial()
-
-    return {
-        "allocating": allocating,
-        "first_trial": bucket.first_trial,
-        "next_trial": bucket.next_trial,
-        "adam_step": lambda: bucket.backend.step(bucket.work(saved=bucket.saved))(),
-        "alignment": lambda: bucket.backend.alignment(bucket.work()),
-    }
+def turns(items: Sequence[T], rounds: int) -> Iterator[T]:
+    """All items in every round; the order rotates."""
+    for index in range(rounds if items else 0):
+        first = index % len(items)
+        yield from [*items[first:], *items[:first]]
 
 
-def plain_step(weights: Any, backend: str | None = None) -> Call:
-    return FusedSaLSa(weights, backend=backend, search_period=None, init_step_size=1e-6).step
+def in_turn(
+    calls: dict[str, Call], rounds: int, clock: Callable[[Call], float]
+) -> dict[str, Seconds]:
+    """The seconds of each call by round, after a warm-up."""
+    for call in [*calls.values()] * 3:
+        call()
+    seconds: dict[str, Seconds] = {name: [] for name in calls}
+    for name in turns([*calls], rounds):
+        seconds[name].append(clock(calls[name]))
+    return seconds
 
 
-def copy_all(weights: list[Tensor]) -> Call:
-    """Copy as many bytes as all weights have, `COPY_BYTES` of them at once."""
-    size, first = sum(weight.numel() for weight in weights), weights[0]
-    times = -(-size * first.itemsize // COPY_BYTES)
-    source = torch.empty(size // times, dtype=first.dtype, device=first.device).normal_()
-    target = torch.empty_like(source)
-    return lambda: [target.copy_(source) for _ in range(times)]
+def host_time(call: Call, before: Call | None = None) -> float:
+    """What comes before, by default the call itself, decides what the caches hold."""
+    (before or call)()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def device_time(call: Call, before: Call) -> float:
+    """Seconds as a GPU saw them: launches wait behind its sleep until all have been made."""
+    ahead = min(host_time(call), 0.2) + 1e-3
+    before()
+    torch.cuda._sleep(int(1.5 * ahead * SLEEP_CYCLES_A_SECOND))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1e-3 * start.elapsed_time(end)
+
+
+def launches_of(call: Call) -> int:
+    """Kernels that one call launches on a GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
+    return sum(not name.startswith("Mem") for name in on_device)
 
 
 class Timed(NamedTuple):
@@ -92,7 +100,6 @@ class Timed(NamedTuple):
         return self.numbers * dtype.itemsize + self.moments * torch.float32.itemsize
 
 
-Found = dict[str, Timed]  # by the name in a table
 KERNELS = {  # what a table calls them, and what they move
     "allocating": ("first_trial, allocating", 4, 1),
     "first_trial": ("first_trial", 4, 1),
@@ -102,15 +109,11 @@ KERNELS = {  # what a table calls them, and what they move
 }
 
 
-def all_timed(torchs: str, backends: Sequence[str | None]) -> Found:
+def all_timed(torchs: str, backends: Sequence[str | None]) -> dict[str, Timed]:
     """Torch's optimizer of that name, and our kernels; torch has moments in the weights' dtype."""
 
     def of_torch(weights: list[Tensor], **how: Any) -> Call:
         return getattr(torch.optim, torchs)(weights, lr=1e-6, **how).step
-
-    def kernel(weights: list[Tensor], name: str, backend: str | None) -> Call:
-        without = "moments" if name == "alignment" else "windows"  # no more memory than it needs
-        return kernel_calls(weights, backend, without=without)[name]
 
     found = {
         COPY: Timed(copy_all, 2),
@@ -123,6 +126,49 @@ def all_timed(torchs: str, backends: Sequence[str | None]) -> Found:
         for name, (title, *moved) in KERNELS.items():
             found[f"{title}{of}"] = Timed(partial(kernel, name=name, backend=backend), *moved)
     return found
+
+
+def copy_all(weights: list[Tensor]) -> Call:
+    """Copy as many bytes as all weights have, `COPY_BYTES` of them at once."""
+    size, first = sum(weight.numel() for weight in weights), weights[0]
+    times = -(-size * first.itemsize // COPY_BYTES)
+    source = torch.empty(size // times, dtype=first.dtype, device=first.device).normal_()
+    target = torch.empty_like(source)
+    return lambda: [target.copy_(source) for _ in range(times)]
+
+
+def plain_step(weights: Any, backend: str | None) -> Call:
+    return FusedSaLSa(weights, backend=backend, search_period=None, init_step_size=1e-6).step
+
+
+def kernel(weights: list[Tensor], name: str, backend: str | None) -> Call:
+    """A kernel of a search by itself, without closure, bookkeeping, and memory it does not need.
+
+    "allocating" is the first trial with the memory for the saved weights, which every search takes
+    and gives back.
+    """
+    aligning = name == "alignment"  # it needs windows and no moments
+    how: Any = {"backend": backend, "direction": "sgd" if aligning else "adam"}
+    optimizer = FusedSaLSa(weights, init_step_size=1e-6, search_period=None, **how)
+    kernels, groups = optimizer._kernels, optimizer.param_groups
+    for weight in weights if aligning else ():
+        optimizer.state[weight]["window_start"] = weight.clone()
+    kernels.refresh(groups, optimizer.state)
+    (kernels.alignment if aligning else partial(kernels.first_trial, groups, 1e-6))()
+    (bucket,) = kernels.buckets
+
+    def allocating() -> None:
+        bucket.make_room(None)
+        bucket.first_trial()
+
+    calls: dict[str, Call] = {
+        "allocating": allocating,
+        "first_trial": bucket.first_trial,
+        "next_trial": bucket.next_trial,
+        "adam_step": lambda: bucket.backend.step(bucket.work(saved=bucket.saved))(),
+        "alignment": lambda: bucket.backend.alignment(bucket.work()),
+    }
+    return calls[name]
 
 
 class Case(NamedTuple):
@@ -148,142 +194,20 @@ GPU_MODELS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
 }
 
 
-def cpu_cases(threads: Sequence[int]) -> list[Case]:
-    return [
-        Case(
-            f"{title}, {count} {'thread' if count == 1 else 'threads'}",
-            [torch.Size([size // TENSORS])] * TENSORS, cold=cold, threads=count,
-        )
-        for count in threads
-        for title, (size, cold) in CPU_MODELS.items()
-    ]  # fmt: skip
+def cpu_cases(threads: Sequence[int]) -> Iterator[Case]:
+    for count in threads:
+        for title, (size, cold) in CPU_MODELS.items():
+            shapes = [torch.Size([size // TENSORS])] * TENSORS
+            title = f"{title}, {count} {'thread' if count == 1 else 'threads'}"
+            yield Case(title, shapes, cold=cold, threads=count)
 
 
-def gpu_cases() -> list[Case]:
-    with torch.device("meta"):
-        made = [(title, make(), dtype) for title, (make, dtype) in GPU_MODELS.items()]
-    return [
-        Case(f"{title}, {networks.parameter_count(model) / 1e6:,.0f} M",
-             [weight.shape for weight in model.parameters()], dtype)
-        for title, model, dtype in made
-    ]  # fmt: skip
-
-
-def host_time(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def device_time(flush: Tensor, call: Call) -> float:
-    """Seconds as a GPU saw them, with cold caches.
-
-    The launches wait behind a sleep of the device until the host is through with them.
-    """
-    torch.cuda.synchronize()
-    ahead = min(host_time(call), 0.2) + 1e-3
-    flush.add_(1.0)
-    torch.cuda._sleep(int(1.5 * ahead * SLEEP_CYCLES_A_SECOND))
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return 1e-3 * start.elapsed_time(end)
-
-
-def in_turn(
-    calls: dict[str, Call], rounds: int, clock: Callable[[Call], float] = host_time,
-    before: Callable[[Call], object] = lambda call: None,
-    after_round: Callable[[], object] = lambda: None,
-) -> dict[str, Seconds]:  # fmt: skip
-    """Seconds of each call by round; what is done `before` is not timed, and the order rotates."""
-    names = list(calls)
-    seconds: dict[str, Seconds] = {name: [] for name in names}
-    for call in [*calls.values()] * 3:
-        call()  # a warm-up
-    for index in range(rounds):
-        turn = index % len(names)
-        for name in [*names[turn:], *names[:turn]]:
-            before(calls[name])
-            seconds[name].append(clock(calls[name]))
-        after_round()
-    return seconds
-
-
-def launches_of(call: Call) -> int:
-    """Kernels that one call launches on a GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
-    return sum(not name.startswith("Mem") for name in on_device)
-
-
-def kernels(arguments: argparse.Namespace) -> int:
-    console, device, threads = c.quiet_console(), arguments.device, torch.get_num_threads()
-    if device == "cuda":
-        cases, found = gpu_cases(), all_timed("AdamW", arguments.backends)
-        more = {"backends": arguments.backends}
-    else:
-        cases = cpu_cases(arguments.threads or sorted({1, threads}))
-        found, more = all_timed("Adam", [None]), {"tensors": TENSORS}
-    measured = measure(
-        cases, found, torch.device(device), arguments.rounds, console, together=device == "cpu"
-    )
-    measured.settings.update(more)
-    torch.set_num_threads(threads)
-    return c.finish(measured, by_case(measured), arguments.json, console)
-
-
-def measure(
-    cases: Sequence[Case], found: Found, device: torch.device, rounds: int, console: Console, *,
-    together: bool,
-) -> Results:  # fmt: skip
-    """Time all calls of every case: `together` in turn, or one after the other.
-
-    What has no room, or is not there, is reported and left out.
-    """
-    rows: list[Row] = []
-    skipped: dict[str, str] = {}
-    gpu, flush = device.type == "cuda", torch.zeros(FLUSH_BYTES[device.type] // 4, device=device)
-    clock = partial(device_time, flush) if gpu else host_time
-    for case in cases:
-        console.print(case.title)
-        if case.threads:
-            torch.set_num_threads(case.threads)
-        calls: dict[str, Call] = {}
-        seconds: dict[str, Seconds] = {}
-        weights: list[Tensor] = []
-        for name, timed in found.items():
-            try:
-                weights = weights or weights_of(case, device)
-                calls[name] = timed.build(weights)
-                if not together:
-                    seconds |= in_turn(calls, rounds, clock)
-                if gpu:
-                    rows.append(_row(case, name, "launches", "1", [launches_of(calls[name])]))
-            except Exception as error:
-                no_room = isinstance(error, torch.OutOfMemoryError)
-                why = "no room" if no_room else f"{type(error).__name__}: {error}"
-                skipped[f"{case.title}: {name}"] = why
-                console.print(f"{case.title}: {name}: left out: {why}", style="yellow")
-            if not together:
-                calls.clear()  # and with them the moments
-                gc.collect()
-                if gpu:
-                    torch.cuda.empty_cache()
-        if together:
-            before = partial(_before, flush if case.cold else None)
-            seconds = in_turn(calls, rounds, clock, before)
-        rows += rows_of(case, found, seconds, together)
-    settings = {"cases": [case.title for case in cases], "rounds": rounds, "skipped": skipped}
-    return Results(results.environment(device), rows, settings=settings)
-
-
-def _before(flush: Tensor | None, call: Call) -> None:
-    """Fill the caches with something else, or with what the call needs."""
-    call() if flush is None else flush.add_(1.0)
+def gpu_cases() -> Iterator[Case]:
+    for title, (make, dtype) in GPU_MODELS.items():
+        with torch.device("meta"):
+            weights = [*make().parameters()]
+        size = sum(weight.numel() for weight in weights)
+        yield Case(f"{title}, {size / 1e6:,.0f} M", [weight.shape for weight in weights], dtype)
 
 
 def weights_of(case: Case, device: torch.device) -> list[Tensor]:
@@ -292,6 +216,53 @@ def weights_of(case: Case, device: torch.device) -> list[Tensor]:
         weight.normal_(std=0.02)
         weight.grad = torch.empty_like(weight).normal_(std=1e-3)
     return weights
+
+
+def kernels(arguments: argparse.Namespace) -> int:
+    device, threads = torch.device(arguments.device), torch.get_num_threads()
+    if device.type == "cuda":
+        cases, found = [*gpu_cases()], all_timed("AdamW", ["triton", "native"])
+    else:
+        cases, found = [*cpu_cases(sorted({1, threads}))], all_timed("Adam", [None])
+    measured = measure(cases, found, device, arguments.rounds, together=device.type == "cpu")
+    torch.set_num_threads(threads)
+    return c.finish(measured, by_case(measured), arguments.json)
+
+
+def measure(
+    cases: Sequence[Case], found: dict[str, Timed], device: torch.device, rounds: int, *,
+    together: bool,
+) -> Results:  # fmt: skip
+    """Time all calls of every case, `together` in turn or one after the other."""
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
+    gpu, flush = device.type == "cuda", torch.zeros(FLUSH_BYTES[device.type] // 4, device=device)
+    timer: Callable[..., float] = device_time if gpu else host_time
+    groups = [found] if together else [{name: timed} for name, timed in found.items()]
+    for case in cases:
+        c.CONSOLE.print(case.title)
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        before = partial(flush.add_, 1.0) if case.cold else None
+        clock = partial(timer, before=before)
+        calls: dict[str, Call] = {}
+        seconds: dict[str, Seconds] = {}
+        weights: list[Tensor] = []
+        for group in groups:
+            with c.left_out(missing, f"{case.title}: {', '.join(group)}"):
+                weights = weights or weights_of(case, device)
+                calls |= {name: timed.build(weights) for name, timed in group.items()}
+                seconds |= in_turn(calls, rounds, clock)
+                for name in calls if gpu else ():
+                    launches = {("launches", "1"): [launches_of(calls[name])]}
+                    rows += timed_rows("kernels", case.title, name, launches)
+            calls.clear()  # and with them the moments
+            gc.collect()
+            torch.cuda.empty_cache()
+        rows += rows_of(case, found, seconds, together)
+    settings = {"cases": [case.title for case in cases], "tensors": TENSORS, "rounds": rounds,
+                "missing": missing}  # fmt: skip
+    return Results(results.environment(device), rows, settings=settings)
 
 
 def rows_of(
@@ -308,21 +279,74 @@ def rows_of(
     rows = []
     for name, own in seconds.items():
         of_copy = ratios(to.get(COPY, []), own)
-        metrics = {
+        rows += timed_rows("kernels", case.title, name, {
             ("time", "ms"): [1e3 * t for t in own],
             ("bandwidth", "GB/s"): [1e-9 * moved[name] * size / t for t in own],
             ("of_copy", "1"): [moved[name] / moved[COPY] * ratio for ratio in of_copy],
             ("to_fused", "1"): ratios(own, fused),
-        }
-        for (metric, unit), values in metrics.items():
-            if values:
-                rows.append(_row(case, name, metric, unit, values))
+        })  # fmt: skip
     return rows
 
 
-def _row(case: Case, *what: Any) -> Row:
-    return results.timed_row("kernels", case.title, *what)
-
-
-def ratios(own: Seconds, other: Seconds) -> Seconds:
+def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(own, other)]
+
+
+# --- the host's time: the Python between one launch and the next, which limits small models -------
+
+HOST_TENSORS, ELEMENTS = 200, 16  # too few elements to cost anything but the host
+ADAM, OURS = "torch Adam, fused", "FusedSaLSa, triton"
+
+
+def host(arguments: argparse.Namespace) -> int:
+    device, rows = torch.device(arguments.device), []
+    gpu = device.type == "cuda"
+    with nullcontext() if gpu else without_launches():
+        for case in HOST_CASES:
+            seconds = host_seconds(device, arguments.rounds, moving=case == "move")
+            for name, own in seconds.items():
+                us, relative = [1e6 * t for t in own], ratios(own, seconds[ADAM])
+                metrics = {("time", "us"): us, ("to_fused", "1"): relative}
+                rows += timed_rows("host", case, name, metrics)
+    settings = {"tensors": HOST_TENSORS, "rounds": arguments.rounds, "launches": gpu}
+    measured = Results(results.environment(device), rows, settings=settings)
+    return c.finish(measured, by_case(measured), arguments.json)
+
+
+def host_seconds(device: torch.device, rounds: int, *, moving: bool) -> dict[str, Seconds]:
+    """Seconds of plain steps; `moving` gradients are in the other of two places in every step."""
+    weights = [nn.Parameter(torch.randn(ELEMENTS, device=device)) for _ in range(HOST_TENSORS)]
+    gradients = cycle([[torch.randn_like(weight) for weight in weights] for _ in range(2)])
+
+    def move() -> None:
+        for weight, gradient in zip(weights, next(gradients)):
+            weight.grad = gradient
+
+    move()
+    steps = {
+        ADAM: torch.optim.Adam(weights, lr=1e-6, fused=True).step,
+        OURS: plain_step(weights, "triton"),
+    }
+    return in_turn(steps, rounds, partial(host_time, before=move if moving else None))
+
+
+@contextmanager
+def without_launches() -> Iterator[None]:
+    """Run neither our kernels nor torch's: what remains is Python's time, checks included."""
+    from salsa_fused.kernels import backends
+    from salsa_fused.kernels.backends import triton
+
+    class OnTheHost(triton.TritonBackend):
+        """Serves CPU tensors, whose launches are left out."""
+
+        def refusal(self, weight: Tensor, gradient_dtype: torch.dtype) -> str | None:
+            return None
+
+    def nothing(*arguments: object, **keywords: object) -> None: ...
+
+    with (
+        mock.patch.object(backends, "BACKENDS", [OnTheHost(), *backends.BACKENDS[1:]]),
+        mock.patch.multiple(triton, start=nothing, compile_only=nothing),
+        mock.patch.multiple(torch, _fused_adam_=nothing, _foreach_add_=nothing),
+    ):
+        yield

@@ -1,7 +1,5 @@
 """An optimizer as a bench sees it, with torch's own and what is done with every one of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -55,7 +53,7 @@ class Method:
     step: Step = plain_step
     step_size: Callable[[Any], float] = applied_step_size  # of the step that was just taken
     factor: Factor | None = None
-    grid: dict[float, Method] = field(default_factory=dict)  # by their lr; the best one counts
+    grid: dict[float, "Method"] = field(default_factory=dict)  # by their lr; the best one counts
 
 
 def of_torch(

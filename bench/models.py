@@ -4,8 +4,6 @@ BatchNorm changes its buffers in every forward and dropout draws random numbers 
 an optimizer that evaluates the loss several times per step has to get both right.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 from typing import Any

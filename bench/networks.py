@@ -3,8 +3,6 @@
 What `transformers` needs for a model it loads when that is first built: that takes seconds.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

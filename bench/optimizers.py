@@ -1,7 +1,5 @@
 """FusedSaLSa's settings that are compared, and with which others' optimizers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Where one is installed in the environment already, that one is used.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

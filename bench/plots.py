@@ -31,8 +31,7 @@ def figure(
     path.parent.mkdir(parents=True, exist_ok=True)
     with context(LOOK):
         drawn = Figure(figsize=size, layout="constrained")
-        if title:
-            drawn.suptitle(title, x=0.01, ha="left")
+        drawn.suptitle(title, x=0.01, ha="left")
         panels = list(drawn.subplots(rows, columns, squeeze=False, **how).flat)
         yield drawn, panels
         for axes in panels:
@@ -41,11 +40,9 @@ def figure(
         drawn.savefig(path)
 
 
-def draw_curves(
-    axes: Axes, results: Results, case: str, quantity: str, unit: str | None = None
-) -> list[Curve]:
+def draw_curves(axes: Axes, results: Results, case: str, quantity: str, unit: str) -> list[Curve]:
     """Draw the mean of every optimizer, the first one on top; of two also the seeds' extremes."""
-    names, curves = list(results.settings["optimizers"]), [*results.curves_of(case, quantity, unit)]
+    names, curves = list(results.settings["optimizers"]), results.curves_of(case, quantity, unit)
     styles: dict[str, Any] = dict(zip(names, rcParams["axes.prop_cycle"]))
     styles[names[0]] |= {"linewidth": 2.6, "zorder": 3}
     for curve in curves:
@@ -68,6 +65,16 @@ def draw_losses(axes: Axes, results: Results, case: str, unit: str = WORK) -> No
         axes.set_ylim(0.8 * low if log else low - 0.05 * (high - low), high)
 
 
+def draw_beside(
+    losses: Axes, sizes: Axes, results: Results, case: str, shown: str = "step size"
+) -> None:
+    """The losses, and the frame of what is shown beside them."""
+    title = results.settings["cases"][case]
+    draw_losses(losses, results, case)
+    losses.set(title=f"{title}: training loss (nats)", xlabel=LABELS[WORK])
+    sizes.set(yscale="log", title=f"{title}: {shown}", xlabel="step")
+
+
 def draw_demo(results: Results, path: Path) -> None:
     """For each problem, loss over work and step size over steps."""
     cases, how = results.settings["cases"], results.settings["optimizers"]
@@ -76,9 +83,8 @@ def draw_demo(results: Results, path: Path) -> None:
     size = (12, 0.6 + 3.6 * len(cases))
     with figure(path, len(cases), 2, size, title, width_ratios=(3, 2)) as (_, panels):
         for case, losses, sizes in zip(cases, panels[::2], panels[1::2]):
-            draw_losses(losses, results, case)
-            draw_curves(sizes, results, case, "step_size")
-            _name(losses, sizes, cases[case], "step size")
+            draw_curves(sizes, results, case, "step_size", "steps")
+            draw_beside(losses, sizes, results, case)
         lines, names = panels[0].get_legend_handles_labels()
         panels[0].legend(lines, [f"{name} ({how[name]})" for name in names], loc="upper right")
 
@@ -89,21 +95,15 @@ def draw_family(results: Results, path: Path) -> None:
     case = FAMILY_SHOWS if FAMILY_SHOWS in cases else list(cases)[-1]
     own = [c for c in results.curves if c.case == case and c.quantity.startswith(UNIT_SIZE)]
     with figure(path, 1, 2, (12, 4.8)) as (_, (losses, sizes)):
-        draw_losses(losses, results, case)
         # from the input (dark) to the head (light)
         colors = colormaps["viridis"].resampled(len(own) + 1).colors  # type: ignore[attr-defined]
         for one, color in zip(own, colors):
             label = one.quantity.removeprefix(UNIT_SIZE)
             sizes.plot(one.x, one.mean, label=label, color=color, linestyle="-")
-        _name(losses, sizes, cases[case], "PLASLS's step sizes")
+        draw_beside(losses, sizes, results, case, "PLASLS's step sizes")
         losses.legend()
         if own:
             sizes.legend(fontsize=9, ncols=2)
-
-
-def _name(losses: Axes, sizes: Axes, title: str, shown: str) -> None:
-    losses.set(title=f"{title}: training loss (nats)", xlabel=LABELS[WORK])
-    sizes.set(yscale="log", title=f"{title}: {shown}", xlabel="step")
 
 
 def draw_train(results: Results, path: Path, unit: str = WORK) -> None:
@@ -111,9 +111,9 @@ def draw_train(results: Results, path: Path, unit: str = WORK) -> None:
     cases, seeds = results.settings["cases"], results.settings["seeds"]
     columns = min(4, len(cases))
     rows = -(-len(cases) // columns)
-    size = (3.6 * max(columns, 2), 1.6 + 2.7 * rows)
     title = f"Training loss over {LABELS[unit]}, the same work for all"
     title += f"; mean of {seeds} seeds" if seeds > 1 else ""
+    size = (3.6 * max(columns, 2), 1.6 + 2.7 * rows)
     with figure(path, rows, columns, size, title) as (whole, panels):
         found: dict[str, Any] = {}  # an optimizer may be missing in some panels
         for (case, shown), axes in zip(cases.items(), panels):
@@ -132,13 +132,12 @@ def draw_step(results: Results, path: Path) -> None:
     with figure(path, count, 2, (12, 1.0 + 2.9 * count), title) as (_, panels):
         for axes, (case, shown) in zip(panels, cases.items()):
             found = results.rows_of(case, "to_fused")
-            rows = [row for name, row in found.items() if ":" not in name][::-1]
-            spread = [[r.median - r.low for r in rows], [r.high - r.median for r in rows]]
-            ours = [row.optimizer.startswith("FusedSaLSa") for row in rows]
-            bars = axes.barh(
-                [row.optimizer for row in rows], [row.median for row in rows], xerr=spread,
-                color=["#D55E00" if own else "#7f9fb8" for own in ours], ecolor="#555555",
-            )  # fmt: skip
+            names = [name for name in reversed(found) if ":" not in name]
+            middle = [found[name].median for name in names]
+            low, high = ([abs(getattr(found[name], end) - found[name].median) for name in names]
+                         for end in ("low", "high"))  # fmt: skip
+            colors = ["#D55E00" if name == "FusedSaLSa" else "#7f9fb8" for name in names]
+            bars = axes.barh(names, middle, xerr=[low, high], color=colors, ecolor="#555555")
             axes.bar_label(bars, fmt="%.2f", label_type="center", color="white", weight="bold")
             axes.axvline(1.0, color="#333333", linewidth=1)
             axes.grid(axis="y", visible=False)

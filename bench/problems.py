@@ -4,8 +4,6 @@ To add a problem, name in `PROBLEMS` what makes it: `of_rows` or `of_plays` with
 a function. It is called with the problem's name and the device.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import sys

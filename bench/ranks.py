@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.results import Results
-from bench.tables import DASH, Cell, Section, Table, caption, show_number
+from bench.tables import DASH, Cell, Rows, Table, caption, show_number
 
 REFERENCE = "AdamW, tuned"
 FLOOR = 1e-12  # smaller losses count as this one: below it they are rounding
 CAP = 1e3  # larger ratios, and losses that are not finite, count as this one in a geometric mean
-HEADS = ("", "optimizer")
+HEADS = ("optimizer",)
 COLUMNS = (
     "training\nmean rank", "training\nratio", "training\nworst",
     "validation\nmean rank", "validation\nratio", "runs to\ntune",
@@ -41,23 +41,23 @@ def reference(results: Results) -> str:
 
 def standings(results: Results, metric: str) -> dict[str, Standing]:
     """Compare all optimizers by "train_loss" or "validation_loss"."""
-    return {name: _standing(results, metric, name) for name in results.settings["optimizers"]}
-
-
-def _standing(results: Results, metric: str, name: str) -> Standing:
-    ranks, ratios, by_seed = {}, {}, []
-    for case in results.settings["cases"]:
-        rows = results.rows_of(case, metric)
-        own, base = rows.get(name), rows.get(reference(results))
-        if own is not None:
-            ranks[case] = rank(own.mean, [row.mean for row in rows.values()])
-        if own is not None and base is not None and math.isfinite(base.mean):
-            ratios[case] = ratio(own.mean, base.mean)
-            by_seed.append([ratio(value, base.mean) for value in own.values])
-    mean_rank = fmean(ranks.values()) if ranks else math.nan
-    seeds = [geometric_mean(seed) for seed in zip(*by_seed)]
-    worst = max(ratios.items(), key=lambda item: item[1], default=("", math.nan))
-    return Standing(ranks, mean_rank, ratios, geometric_mean(ratios.values()), seeds, worst)
+    found: dict[str, Standing] = {}
+    for name in results.settings["optimizers"]:
+        ranks, ratios, by_seed = {}, {}, []
+        for case in results.settings["cases"]:
+            rows = results.rows_of(case, metric)
+            if name in rows:
+                own, base = rows[name], rows.get(reference(results))
+                ranks[case] = rank(own.mean, [row.mean for row in rows.values()])
+                if base is not None and math.isfinite(base.mean):
+                    ratios[case] = ratio(own.mean, base.mean)
+                    by_seed.append([ratio(value, base.mean) for value in own.values])
+        mean_rank = fmean(ranks.values()) if ranks else math.nan
+        seeds = [geometric_mean(seed) for seed in zip(*by_seed)]
+        worst = max(ratios.items(), key=lambda item: item[1], default=("", math.nan))
+        mean = geometric_mean(ratios.values())
+        found[name] = Standing(ranks, mean_rank, ratios, mean, seeds, worst)
+    return found
 
 
 def or_infinite(loss: float) -> float:
@@ -86,11 +86,12 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 def summary_table(results: Results) -> Table:
     """A line per optimizer: mean ranks, geometric means of the ratios, and the worst of them."""
     training, validation = (standings(results, metric) for metric in LOSSES)
-    rows, cases = {}, len(results.settings["cases"])
+    rows: Rows = {}
+    cases = len(results.settings["cases"])
     for name in results.settings["optimizers"]:
         case, worst = training[name].worst
         runs = [r.mean for r in results.rows if (r.optimizer, r.metric) == (name, "tuning_runs")]
-        rows[name] = [
+        rows[name,] = [
             *_rank_and_ratio(name, training, cases),
             Cell(show_ratio(worst), case if name != reference(results) else ""),
             *_rank_and_ratio(name, validation, cases),
@@ -98,7 +99,7 @@ def summary_table(results: Results) -> Table:
         ]
     counts = {"n_cases": cases, "n_optimizers": len(rows)}
     said = caption("summary", results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
-    return Table(COLUMNS, [Section("", rows)], said, HEADS)
+    return Table(COLUMNS, rows, said, HEADS)
 
 
 def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[Cell]:
@@ -116,14 +117,14 @@ def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[C
 def ratio_table(results: Results, metric: str = "train_loss") -> Table:
     """Every optimizer's ratio to the reference on every problem."""
     found = standings(results, metric)
-    rows: dict[str, list[Cell]] = {name: [] for name in found}
+    rows: Rows = {(name,): [] for name in found}
     for case in results.settings["cases"]:
         ratios = {name: one.ratios.get(case, math.nan) for name, one in found.items()}
         best = min(filter(math.isfinite, ratios.values()), default=math.nan)
         for name, own in ratios.items():
-            rows[name].append(Cell(show_ratio(own), best=own == best))
+            rows[name,].append(Cell(show_ratio(own), best=own == best))
     said = caption("ratios", results, loss=LOSSES[metric], base=_said(results))
-    return Table(tuple(results.settings["cases"]), [Section("", rows)], said, HEADS)
+    return Table([*results.settings["cases"]], rows, said, HEADS)
 
 
 validation_ratio_table = partial(ratio_table, metric="validation_loss")

@@ -21,21 +21,20 @@ from bench.tables import Table, by_case, overview, to_markdown
 
 README = REPOSITORY / "README.md"
 PUBLISHED = REPOSITORY / "bench" / "results"
-UNPUBLISHED = ("local", "demo")  # folders measured here, and not committed
-PAGE = "RESULTS.md"
+MARKS = ("begin", "end")
 
 Tables = Sequence[Callable[[Results], Table]]
 RANKS = (summary_table, ratio_table)
-# What a page shows of NAME.json: the title, tables before the pictures, and tables after them.
-PARTS: dict[str, tuple[str, Tables, Tables]] = {
-    "demo": ("The demo", (), (by_case,)),
-    "train": ("What training reaches", (*RANKS, validation_ratio_table), (by_case,)),
-    "family": ("The papers' other systems", RANKS, (by_case,)),
-    "swapin": ("Swapped into scripts", (), (swapin_table,)),
-    "step": ("What a training step costs", (), (by_case,)),
-    "memory": ("Peak memory", (), (by_case,)),
-    "kernels": ("The kernels", (), (by_case,)),
-    "host": ("The host's time", (), (by_case,)),
+# What a page shows of NAME.json: the title, and tables; pictures stand before the last one.
+PARTS: dict[str, tuple[str, Tables]] = {
+    "demo": ("The demo", (by_case,)),
+    "train": ("What training reaches", (*RANKS, validation_ratio_table, by_case)),
+    "family": ("The papers' other systems", (*RANKS, by_case)),
+    "swapin": ("Swapped into scripts", (swapin_table,)),
+    "step": ("What a training step costs", (by_case,)),
+    "memory": ("Peak memory", (by_case,)),
+    "kernels": ("The kernels", (by_case,)),
+    "host": ("The host's time", (by_case,)),
 }
 # What the README shows between the markers of that name: of NAME.json the tables, of that kind of
 # device or of any, and what is not measured where there is no file.
@@ -52,15 +51,20 @@ BLOCKS: dict[str, list[tuple[str, Tables, str, str]]] = {
 }  # fmt: skip
 
 
+def published() -> list[Path]:
+    """The folders of results that are shown: not those that were measured here, uncommitted."""
+    found = {path.parent for path in PUBLISHED.glob("*/*.json")}
+    return sorted(folder for folder in found if folder.name not in ("local", "demo"))
+
+
 def block(name: str) -> str:
     """The tables of one block of the README, for every device that was measured."""
     texts = []
     for file, tables, kind, what in BLOCKS[name]:
-        paths = sorted(PUBLISHED.glob(f"*/{file}.json"))
-        found = [Results.read(path) for path in paths if path.parent.name not in UNPUBLISHED]
-        kept = [one for one in found if kind in ("", one.environment["kind"])]
-        texts += [_shown(one, tables) for one in kept]
-        texts += [] if kept else [f"The {what} is **not measured yet**.\n"]
+        paths = [path for folder in published() if (path := folder / f"{file}.json").exists()]
+        found = [one for one in map(Results.read, paths) if kind in ("", one.environment["kind"])]
+        texts += [_shown(one, tables) for one in found]
+        texts += [] if found else [f"The {what} is **not measured yet**.\n"]
     return "\n".join(texts)
 
 
@@ -78,45 +82,34 @@ def _shown(results: Results, makes: Tables) -> str:
 
 def with_blocks(text: str, blocks: dict[str, str]) -> str:
     """`text` with every block made anew; markers and blocks have to be the same ones."""
-    unknown = set(re.findall(r"<!-- (\w+):(?:begin|end) -->", text)) - set(blocks)
-    if unknown:
-        raise ValueError(f"unknown markers {sorted(unknown)}; known are {sorted(blocks)}")
-    for name, block in blocks.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise ValueError(f"{begin} and {end} must stand there once each, in this order")
-        head, _, rest = text.partition(begin)
-        text = f"{head}{begin}\n{block.strip()}\n{end}{rest.partition(end)[2]}"
-    return text
+    found = re.findall(r"<!-- (\w+):(begin|end) -->", text)
+    names = [name for name, _ in found[::2]]
+    if sorted(names) != sorted(blocks) or found != [(n, m) for n in names for m in MARKS]:
+        raise SystemExit(f"{README}: there must be markers of {sorted(blocks)}, once each")
+    pattern = r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)"
+    return re.sub(pattern, lambda m: f"{m[1]}{blocks[m[2]].strip()}\n{m[3]}", text, flags=re.DOTALL)
 
 
 def page(folder: Path) -> str:
     """All tables of a folder, with its plots, as Markdown."""
     texts = ["# Results\n\nMade by `python -m bench report` from the JSON beside it.\n"]
-    for name, (title, first, tables) in PARTS.items():
+    for name, (title, (*first, last)) in PARTS.items():
         if (path := folder / f"{name}.json").exists():
             results = Results.read(path)
             texts += [f"## {title}\n", *(to_markdown(make(results)) for make in first)]
             texts += [f"![{title}]({p}.png)\n" for p, (of, _) in PICTURES.items() if of == name]
-            texts.append(_shown(results, tables))
+            texts.append(_shown(results, [last]))
     return "\n".join(texts)
 
 
 def report(arguments: argparse.Namespace) -> int:
-    wanted: dict[Path, str] = {}
-    if arguments.folder:
-        if not list(arguments.folder.glob("*.json")):
-            raise SystemExit(f"{arguments.folder}: no results there; python -m bench --help")
-        folders = [arguments.folder]
-    else:
-        found = {path.parent for path in PUBLISHED.glob("*/*.json")}
-        folders = sorted(folder for folder in found if folder.name not in UNPUBLISHED)
-        try:
-            blocks = {name: block(name) for name in BLOCKS}
-            wanted[README] = with_blocks(README.read_text(encoding="utf-8"), blocks)
-        except ValueError as error:
-            raise SystemExit(f"{README}: {error}") from None
-    wanted |= {folder / PAGE: page(folder) for folder in folders}
+    folders = [arguments.folder] if arguments.folder else published()
+    if arguments.folder and not any(arguments.folder.glob("*.json")):
+        raise SystemExit(f"{arguments.folder}: no results there; python -m bench --help")
+    wanted = {folder / "RESULTS.md": page(folder) for folder in folders}
+    if not arguments.folder:
+        blocks = {name: block(name) for name in BLOCKS}
+        wanted[README] = with_blocks(README.read_text(encoding="utf-8"), blocks)
     stale = [
         path for path, text in wanted.items()
         if not path.exists() or path.read_text(encoding="utf-8") != text

@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -66,7 +66,15 @@ def row(
     )  # fmt: skip
 
 
-timed_row = partial(row, timed=True)
+def timed_rows(
+    bench: str, case: str, optimizer: str, metrics: Mapping[tuple[str, str], Sequence[float]]
+) -> list[Row]:
+    """A row for each metric and its unit; what has no values is left out."""
+    return [
+        row(bench, case, optimizer, metric, unit, values, timed=True)
+        for (metric, unit), values in metrics.items()
+        if values
+    ]
 
 
 def curve(
@@ -108,11 +116,9 @@ class Results:
     def row(self, case: str, optimizer: str, metric: str) -> Row:
         return self.rows_of(case, metric)[optimizer]
 
-    def curves_of(self, case: str, quantity: str, x_unit: str | None = None) -> Iterator[Curve]:
-        """All optimizers' curves of a quantity, over `x_unit` where there are several."""
-        for one in self.curves:
-            if (one.case, one.quantity) == (case, quantity) and x_unit in (None, one.x_unit):
-                yield one
+    def curves_of(self, case: str, quantity: str, x_unit: str) -> list[Curve]:
+        wanted = (case, quantity, x_unit)
+        return [one for one in self.curves if (one.case, one.quantity, one.x_unit) == wanted]
 
     def write(self, path: Path) -> None:
         """Write JSON with one row or curve a line, so that a diff of two results can be read."""
@@ -180,20 +186,12 @@ def version(distribution: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit of the checkout, "-dirty" where tracked files differ; "unknown" outside of git.
-
-    Results and the README, which shows them, do not count: they change because of a run.
-    """
+    """The commit of the checkout, "-dirty" where tracked files differ; "unknown" outside of git."""
+    git = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
+    # results and the README, which shows them, do not count: they change because of a run
     code = ("--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return f"{head}-dirty" if _git("status", "--porcelain", *code) else head
+        head = git(["git", "rev-parse", "--short=12", "HEAD"]).strip()
+        return f"{head}-dirty" if git(["git", "status", "--porcelain", *code]) else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    said = subprocess.check_output(
-        ["git", "-C", str(REPOSITORY), *arguments], text=True, stderr=subprocess.DEVNULL
-    )
-    return said.strip()

@@ -3,13 +3,10 @@
 `collect` makes one file of results of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -17,16 +14,15 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import TaskID
 
+from bench import console as c
 from bench import results
-from bench.console import progress_bars
 from bench.methods import Method, closure_step
 from bench.peers import versions
 from bench.ranks import or_infinite
 from bench.results import REPOSITORY, UNIT_SIZE, Curve, Results, Row
-from bench.sets.fetch import DataError, whole
+from bench.sets.fetch import whole
 from bench.training import FINAL_SHARE, Case, Checkpoint, Problem, Run
 
 TUNING_SEED = 1000  # none of the seeds that count
@@ -77,7 +73,6 @@ class Runner:
     """Runs every method on every case; what cannot run is said, and left out."""
 
     device: torch.device
-    console: Console
     folder: Path | None = None  # where runs are kept
     again: bool = False  # measure what is there already, too
     missing: dict[str, str] = field(default_factory=dict)
@@ -87,17 +82,17 @@ class Runner:
     def run_all(
         self, names: Iterable[str], make: Callable[[str], Case],
         methods: Callable[[Any], Sequence[Method]], seeds: int, file: Path,
-        collect: Callable[[dict[Any, list[Done]], Runner], Results],
+        collect: Callable[[dict[Any, list[Done]], "Runner"], Results],
     ) -> Results:  # fmt: skip
         """Make every case and run its methods; after each one the file is written anew."""
         done: dict[Case, list[Done]] = {}
         for name in names:
-            try:
+            case: Case | None = None
+            with c.left_out(self.missing, name):
                 case = make(name)
-            except DataError as error:  # the others still count
-                self.leave_out(name, str(error))
+            if case is None:
                 continue
-            self.console.print(f"{case.title}: {case.description}; {case.plain_steps} steps")
+            c.CONSOLE.print(f"{case.title}: {case.description}; {case.plain_steps} steps")
             if found := self.run(case, methods(case), seeds):
                 done[case] = found
                 measured = collect(done, self)
@@ -109,15 +104,15 @@ class Runner:
     def run(self, case: Case, methods: Sequence[Method], seeds: int) -> list[Done]:
         """The methods take turns, also in going first: a busy machine slows all of them down."""
         found, seeds = [], seeds * case.repeats
-        with progress_bars(self.console) as self.bar:
+        with c.progress_bars(c.CONSOLE) as self.bar:
             self.bar.add_task(case.title, total=sum(seeds + len(one.grid) for one in methods))
             for method in methods:
-                with self._reported(case, method):
+                with c.left_out(self.missing, f"{case.title}: {method.name}"):
                     found.append(self._tuned(case, method))
             for seed in range(seeds):
                 for done in found if seed % 2 == 0 else reversed(found):
                     if len(done.runs) == seed:  # else a seed before has failed
-                        with self._reported(case, done.method):
+                        with c.left_out(self.missing, f"{case.title}: {done.method.name}"):
                             what = f"seed {seed + 1} of {seeds}"
                             done.runs.append(self._run(case, done.chosen, seed, what))
         return [done for done in found if len(done.runs) == seeds]
@@ -146,19 +141,6 @@ class Runner:
         self.commits.add(commit)
         self.bar.advance(BAR)
         return run
-
-    @contextmanager
-    def _reported(self, case: Case, method: Method) -> Iterator[None]:
-        """Say what a peer, or this machine, cannot do: the others still count."""
-        try:
-            yield
-        except Exception as error:
-            kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-            self.leave_out(f"{case.title}: {method.name}", f"{kind}{error}")
-
-    def leave_out(self, name: str, why: str) -> None:
-        self.missing[name] = why
-        self.console.print(f"{name}: left out: {why}", style="yellow")
 
 
 # --- runs as results ------------------------------------------------------------------------------

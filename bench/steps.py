@@ -10,30 +10,32 @@ import argparse
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from bench import console as c
-from bench import results
+from bench import networks, results
+from bench.kernels import ratios, turns
 from bench.methods import Method, adamw, closure_step, plain_step
 from bench.networks import parameter_count
 from bench.optimizers import fused_salsa
 from bench.peers import AUTHORS_SALSA, D_ADAPTATION, PRODIGY, SCHEDULE_FREE, versions
-from bench.results import Results, Row
-from bench.sets.batches import Batch, on
-from bench.tables import by_case, without_spread
+from bench.results import Results, Row, timed_rows
+from bench.sets.batches import Batch, on, random_windows
+from bench.sets.reviews import reviews
+from bench.sets.text import plays
+from bench.tables import by_case
 from bench.training import Loop, Run
-from bench.workloads import ON_CPU, ON_GPU, REAL_SIZES, Workload, loss_of
 
+T = TypeVar("T")
 FUSED = "AdamW, fused"  # what the ratios are taken to
 OURS = "FusedSaLSa"
 WARM_UP = 20  # steps of an optimizer that searches: it looks for the order of magnitude first
@@ -70,188 +72,236 @@ METHODS = (
 MEMORY_METHODS = (*METHODS, D_ADAPTATION)
 
 
-@dataclass
-class Figures:
-    """What is measured of one optimizer on one model."""
+# --- the workloads: to add one, name it in ON_CPU or ON_GPU ---------------------------------------
 
-    name: str
-    peak: int = 0  # bytes
-    state: float = 0.0  # bytes a parameter
-    rounds: list[float] = field(default_factory=list)  # mean seconds of a step
-    kinds: dict[str, list[float]] = field(default_factory=dict)  # seconds of every step
-    extra_forwards: list[float] = field(default_factory=list)  # mean of a round
+# The data can be learnt, so that searches find what they find in training: plays, reviews with a
+# word in seven masked, and images with their class's pattern.
+IGNORED = -100  # the target of a token that is not to be predicted: cross_entropy's own
+MASK = 103  # BERT's token
+CLASSES = 1000
 
 
-@dataclass
-class Stepper:
-    """One optimizer on its own copy of a model, with the batches that it trains on."""
-
-    method: Method
-    model: nn.Module
-    loop: Loop
-    batches: Iterator[Batch]
-    figures: Figures
-
-    @classmethod
-    def build(cls, workload: Workload, method: Method, device: torch.device) -> Stepper:
-        """The same weights and the same batches for every method."""
-        torch.manual_seed(0)
-        with device:
-            model = workload.model()
-        loop = Loop(method.build(model), method, Run(), device=device)
-        batches = map(partial(on, device), workload.batches(torch.Generator().manual_seed(0)))
-        return cls(method, model, loop, batches, Figures(method.name))
-
-    @classmethod
-    def settled(cls, workload: Workload, method: Method, device: torch.device) -> Stepper:
-        """Build one, and step until memory has reached its peak, which is measured."""
-        made: list[Stepper] = []
-
-        def run() -> None:
-            made.append(cls.build(workload, method, device))
-            for _ in range(SETTLED):
-                made[0].step()
-
-        peak = peak_memory(run, device)
-        (stepper,) = made
-        state = tree_leaves(list(stepper.loop.optimizer.state.values()))
-        taken = sum(one.numel() * one.element_size() for one in state if isinstance(one, Tensor))
-        stepper.figures.peak, stepper.figures.state = peak, taken / parameter_count(stepper.model)
-        return stepper
+class Workload(NamedTuple):
+    title: str
+    model: Callable[[], nn.Module]
+    draw: Callable[[int, int, torch.Generator], Iterator[Batch]]  # of a batch, and of its rows
+    batch: int
+    length: int  # of a row, in tokens, or of an image's side
 
     @property
-    def searches(self) -> bool:
-        return self.method.step is not plain_step
+    def case(self) -> str:
+        return self.title.lower().replace(" ", "-").replace(",", "")
 
-    def step(self) -> tuple[float, str]:
-        """Take a whole step, forward and backward included.
+    def describe(self) -> str:
+        with torch.device("meta"):
+            count = parameter_count(self.model())
+        side = f"3 x {self.length} x {self.length}" if self.draw is images else self.length
+        return f"{self.title}, {count / 1e6:,.1f} M parameters, batch {self.batch} x {side}"
 
-        Return its seconds, and whether FusedSaLSa searched in it; all others' steps are plain.
-        """
+
+def images(batch: int, side: int, generator: torch.Generator) -> Iterator[Batch]:
+    patterns = torch.randn(CLASSES, 3, 1, 1, generator=generator)
+    while True:
+        labels = torch.randint(CLASSES, (batch,), generator=generator)
+        noise = torch.randn(batch, 3, side, side, generator=generator)
+        yield Batch(noise + patterns[labels], labels)
+
+
+def masked(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    (rows, _), _ = reviews()
+    for tokens, _ in random_windows(rows[rows != networks.PADDING], time, batch, generator):
+        chosen = torch.rand(tokens.shape, generator=generator) < 0.15
+        yield Batch(torch.where(chosen, MASK, tokens), torch.where(chosen, tokens, IGNORED))
+
+
+def text(batch: int, time: int, generator: torch.Generator) -> Iterator[Batch]:
+    return random_windows(plays().train, time, batch, generator)
+
+
+def bert(size: str) -> nn.Module:
+    return networks.masked_bert(networks.bert_config(size))
+
+
+gpt2 = partial(networks.gpt, networks.GPT2_VOCABULARY, 1024)
+
+ON_CPU = (
+    Workload("ResNet-18", partial(networks.resnet, 18), images, 8, 64),
+    Workload("BERT-small", partial(bert, "small"), masked, 2, 64),
+    Workload("GPT-2, 6 layers of 384", partial(gpt2, 6, 6, 384), text, 2, 64),
+    Workload("Llama, 4 layers of 256", partial(networks.llama, "tiny"), text, 2, 64),
+)
+REAL_SIZES = (  # with batches that a CPU can do
+    Workload("ResNet-50", partial(networks.resnet, 50), images, 4, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 2, 64),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 1, 64),
+)
+ON_GPU = (
+    Workload("ResNet-50", partial(networks.resnet, 50), images, 64, 224),
+    Workload("BERT-base", partial(bert, "base"), masked, 32, 128),
+    Workload("GPT-2 small", partial(gpt2, 12, 12, 768), text, 8, 1024),
+    Workload("GPT-2 XL", partial(gpt2, 48, 25, 1600), text, 2, 1024),
+    Workload("Llama 1B", partial(networks.llama, "1B"), text, 2, 1024),
+)
+
+
+def loss_of(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """Cross entropy in fp32; on a GPU the forward runs in bf16 autocast."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits = model(batch.inputs)
+    return nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten())
+
+
+# --- the measurements -----------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    seconds: float
+    extra_forwards: int
+    kind: str  # whether FusedSaLSa searched in it; all others' steps are plain
+
+
+class Figures(NamedTuple):
+    """What is measured of one optimizer on one model."""
+
+    peak: int  # bytes
+    state: float  # bytes a parameter
+    rounds: list[list[Step]]
+
+    @property
+    def times(self) -> list[float]:
+        """The mean seconds of a step, by round."""
+        return [fmean(step.seconds for step in steps) for steps in self.rounds]
+
+
+class Stepper:
+    """One optimizer on its own copy of a model; weights and batches are the same for all."""
+
+    def __init__(self, workload: Workload, method: Method, device: torch.device) -> None:
+        torch.manual_seed(0)
+        with device:
+            self.model = workload.model()
+        self.method, self.searches = method, method.step is not plain_step
+        self.loop = Loop(method.build(self.model), method, Run(), device=device)
+        generator = torch.Generator().manual_seed(0)
+        batches = workload.draw(workload.batch, workload.length, generator)
+        self.batches = map(partial(on, device), batches)
+
+    def steps(self, count: int) -> list[Step]:
+        """Take whole steps, forward and backward included."""
+        return [self.step() for _ in range(count)]
+
+    def step(self) -> Step:
         optimizer: Any = self.loop.optimizer
         due = self.method.step is closure_step and optimizer.search_due
         seconds = self.loop.step(partial(loss_of, self.model, next(self.batches), self.loop.device))
-        if not due:
-            return seconds, PLAIN
-        return seconds, AT_ONCE if optimizer.last_search.trials == 1 else REJECTED
-
-    def round(self) -> None:
-        steps = [self.step() for _ in range(BLOCK if self.searches else FEW)]
-        self.figures.rounds.append(fmean(seconds for seconds, _ in steps))
-        self.figures.extra_forwards.append(fmean(self.loop.run.extra_forwards[-len(steps) :]))
-        for seconds, kind in steps:
-            self.figures.kinds.setdefault(kind, []).append(seconds)
+        kind = PLAIN if not due else AT_ONCE if optimizer.last_search.trials == 1 else REJECTED
+        return Step(seconds, self.loop.run.extra_forwards[-1], kind)
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors took at once, beyond those before; `run` builds what it needs."""
+def settled(workload: Workload, method: Method, device: torch.device) -> tuple[Stepper, Figures]:
+    """Step until memory has reached its peak, which is measured."""
+
+    def make() -> Stepper:
+        stepper = Stepper(workload, method, device)
+        stepper.steps(SETTLED)
+        return stepper
+
+    stepper, peak = with_peak_memory(make, device)
+    state = tree_leaves(list(stepper.loop.optimizer.state.values()))
+    taken = sum(one.numel() * one.element_size() for one in state if isinstance(one, Tensor))
+    return stepper, Figures(peak, taken / parameter_count(stepper.model), [])
+
+
+def with_peak_memory(make: Callable[[], T], device: torch.device) -> tuple[T, int]:
+    """What `make` returns, and the most bytes that tensors took at once, beyond those before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        run()
+        made = make()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return made, torch.cuda.max_memory_allocated(device) - before
     # The allocator of the CPU keeps no statistics; it tells the profiler what it does.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
+        made = make()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in events), initial=0))
+    return made, max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def measure(
-    workload: Workload, device: torch.device, rounds: int, console: Console,
-    missing: dict[str, str], methods: Sequence[Method],
-) -> list[Figures]:  # fmt: skip
-    """Every optimizer on this model; what is not there, or has no room, is reported.
-
-    With no rounds only its memory is measured.
-    """
-    found: list[Figures] = []
-    waiting: list[Stepper] = []
-    stepper: Stepper | None
-    for method in methods:
+    workload: Workload, group: Sequence[Method], device: torch.device, rounds: int,
+    missing: dict[str, str],
+) -> dict[str, Figures]:  # fmt: skip
+    """Optimizers on this model, in turn. With no rounds only their memory is measured."""
+    found: list[tuple[Stepper, Figures]] = []
+    for method in group:
         title = f"{workload.title}: {method.name}"
-        console.print(title)
-        try:
-            stepper = Stepper.settled(workload, method, device)
-            for _ in range(WARM_UP - SETTLED if rounds and stepper.searches else 0):
-                stepper.step()
-            if device.type == "cuda":
-                take_turns([stepper], rounds)
-            elif rounds:
-                waiting.append(stepper)
-            found.append(stepper.figures)
-        except Exception as error:  # a peer that is not there, fails, or has no room
-            reason = "no room" if isinstance(error, torch.OutOfMemoryError) else str(error)
-            missing[title] = reason.partition("\n")[0]
-            console.print(f"{title}: left out: {missing[title]}", style="yellow")
-        stepper = None  # and with it the model
-        gc.collect()
-    take_turns(waiting, rounds)
-    return found
+        c.CONSOLE.print(title)
+        with c.left_out(missing, title):
+            stepper, figures = settled(workload, method, device)
+            stepper.steps(WARM_UP - SETTLED if rounds and stepper.searches else 0)
+            found.append((stepper, figures))
+    for stepper, figures in turns(found, rounds):
+        figures.rounds.append(stepper.steps(BLOCK if stepper.searches else FEW))
+    return {stepper.method.name: figures for stepper, figures in found}
 
 
-def take_turns(steppers: Sequence[Stepper], rounds: int) -> None:
-    for index in range(rounds):
-        for stepper in steppers if index % 2 == 0 else reversed(steppers):
-            stepper.round()
-
-
-def rows_of(bench: str, case: str, found: Sequence[Figures]) -> list[Row]:
+def rows_of(bench: str, case: str, found: dict[str, Figures]) -> list[Row]:
     """Figures, and what they are of fused AdamW's: times in the same round, or else the peak.
 
     Those of a kind of step are compared with the median of all rounds.
     """
-    fused = next((one.rounds or [one.peak] for one in found if one.name == FUSED), [])
     rows: list[Row] = []
-
-    def add(name: str, metric: str, unit: str, values: Sequence[float]) -> None:
-        if values:
-            rows.append(results.timed_row(bench, case, name, metric, unit, values))
-
-    for one in found:
-        extra = one.extra_forwards and [fmean(one.extra_forwards)]
-        ratios = [a / b for a, b in zip(one.rounds or [one.peak], fused)]
-        add(one.name, "time", "ms", [1e3 * t for t in one.rounds])
-        add(one.name, "to_fused", "1", ratios)
-        add(one.name, "extra_forwards", "per step", extra)
-        add(one.name, "peak_memory", "MB", [one.peak / 1e6])
-        add(one.name, "state", "bytes a parameter", [one.state])
-        for kind in (PLAIN, AT_ONCE, REJECTED) if len(one.kinds) > 1 else ():
-            name, seconds = f"{one.name}: {kind}", one.kinds.get(kind, [])
-            add(name, "time", "ms", [1e3 * t for t in seconds])
-            add(name, "to_fused", "1", [t / median(fused) for t in seconds if fused])
+    fused = next((one.times or [one.peak] for name, one in found.items() if name == FUSED), [])
+    for name, one in found.items():
+        steps, times = [step for steps in one.rounds for step in steps], one.times
+        extra = [fmean(step.extra_forwards for step in steps)] if steps else []
+        rows += timed_rows(bench, case, name, {
+            ("time", "ms"): [1e3 * t for t in times],
+            ("to_fused", "1"): ratios(times or [one.peak], fused),
+            ("extra_forwards", "per step"): extra,
+            ("peak_memory", "MB"): [one.peak / 1e6],
+            ("state", "bytes a parameter"): [one.state],
+        })  # fmt: skip
+        kinds: dict[str, list[float]] = {PLAIN: [], AT_ONCE: [], REJECTED: []}
+        for step in steps:
+            kinds[step.kind].append(step.seconds)
+        for kind, seconds in kinds.items() if len(kinds[PLAIN]) < len(steps) else ():
+            rows += timed_rows(bench, case, f"{name}: {kind}", {
+                ("time", "ms"): [1e3 * t for t in seconds],
+                ("to_fused", "1"): [t / median(fused) for t in seconds if fused],
+            })  # fmt: skip
     return rows
 
 
 def step(arguments: argparse.Namespace) -> int:
     gpu = c.chosen_device(arguments.device).type == "cuda"
-    autocast = "bf16" if gpu else None
-    more = {"rounds": arguments.rounds, "autocast": autocast, "in_turn": not gpu}
-    return _run("step", arguments, ON_GPU if gpu else ON_CPU, METHODS, more)
+    more = {"autocast": "bf16" if gpu else None, "in_turn": not gpu, "rounds": arguments.rounds}
+    return _run("step", arguments, ON_CPU, METHODS, more)
 
 
 def memory(arguments: argparse.Namespace) -> int:
-    gpu = c.chosen_device(arguments.device).type == "cuda"
-    return _run("memory", arguments, ON_GPU if gpu else REAL_SIZES, MEMORY_METHODS, {})
+    return _run("memory", arguments, REAL_SIZES, MEMORY_METHODS, {"rounds": 0})
 
 
 def _run(
-    bench: str, arguments: argparse.Namespace, workloads: Sequence[Workload],
+    bench: str, arguments: argparse.Namespace, on_cpu: Sequence[Workload],
     methods: Sequence[Method], more: dict[str, Any],
 ) -> int:  # fmt: skip
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    device, rounds = c.chosen_device(arguments.device), more["rounds"]
     c.check_writable(arguments.json)
+    workloads = ON_GPU if device.type == "cuda" else on_cpu
+    alone = device.type == "cuda" or not rounds  # there is no room for all of them side by side
     rows: list[Row] = []
-    cases: dict[str, str] = {}
     missing: dict[str, str] = {}
     for workload in workloads:
-        cases[workload.case] = workload.describe()
-        found = measure(workload, device, more.get("rounds", 0), console, missing, methods)
+        found: dict[str, Figures] = {}
+        for group in [[one] for one in methods] if alone else [methods]:
+            found |= measure(workload, group, device, rounds, missing)
         rows += rows_of(bench, workload.case, found)
+    cases = {workload.case: workload.describe() for workload in workloads}
     settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
     measured = Results(results.environment(device), rows, settings=settings)
-    return c.finish(measured, without_spread(by_case(measured)), arguments.json, console)
+    return c.finish(measured, by_case(measured), arguments.json)

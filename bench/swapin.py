@@ -4,8 +4,6 @@ Each loop runs with its own optimizer and with FusedSaLSa, swapped in as the REA
 same work. What a reader looks for first: whether training died.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from bench.results import Results, Row
 from bench.runs import Done, Runner, said_of
 from bench.scripts import SCRIPTS
 from bench.scripts.script import Script
-from bench.tables import DASH, Cell, Column, Section, Table, caption, show_number, without_spread
+from bench.tables import DASH, Cell, Column, Rows, Table, caption, show_number
 from bench.training import CPU, EARLY
 
 FACTOR = "its schedule as a factor"
@@ -28,16 +26,16 @@ STEPS = {"1": 1, "10": 10, "30": 30, "last": -1}  # whose step sizes are shown
 
 
 def swapin(arguments: argparse.Namespace) -> int:
-    console, file = c.quiet_console(), arguments.json
+    file = arguments.json
     c.check_amount(arguments)
     c.check_names("--only", arguments.only or (), SCRIPTS)
     c.check_writable(file)
-    measured = Runner(CPU, console).run_all(
+    measured = Runner(CPU).run_all(
         arguments.only or SCRIPTS, lambda name: SCRIPTS[name]().scaled(arguments.work),
         lambda script: [*script.own, *swapped(script, arguments.settings)],
         arguments.seeds, file, partial(collect, arguments.settings),
     )  # fmt: skip
-    return c.finish(measured, without_spread(swapin_table(measured)), file, console)
+    return c.finish(measured, swapin_table(measured), file)
 
 
 def swapped(script: Script, options: dict[str, Any]) -> list[Method]:
@@ -113,7 +111,8 @@ def _cell(
 
 def swapin_table(results: Results) -> Table:
     """Means over the seeds, with the lowest and the highest; step sizes are medians."""
-    settings, sections = results.settings, []
+    settings = results.settings
+    rows: Rows = {}
     for case, title in settings["cases"].items():
         judged_by, shown = settings["judged_by"][case], settings["shown"][case]
         sign = -1 if case in settings["higher_is_better"] else 1
@@ -122,19 +121,17 @@ def swapin_table(results: Results) -> Table:
             MEAN._replace(metric=metric, best=sign if metric == judged_by else 0)
             for metric in ("final_loss", *shown)
         )
-        rows = {}
         for name in settings["ways"][case]:
             of = partial(_cell, results, case, name)
             died = results.row(case, name, "died")
-            rows[name] = [
+            rows[title, name] = [
                 of([loss]), of(scores), Cell(f"{round(sum(died.values))} of {died.n}"),
                 of([EARLY_PEAK]), of(STEP_SIZES, " "), of([SECONDS]),
             ]  # fmt: skip
-        sections.append(Section(title, rows))
     columns = (
         "loss", "score", "died", "early\npeak", f"step size at\n{', '.join(STEPS)}", "s per\nrun",
     )  # fmt: skip
-    return Table(columns, sections, _caption(results), ("script", "optimizer"))
+    return Table(columns, rows, _caption(results), ("script", "optimizer"))
 
 
 def _caption(results: Results) -> str:

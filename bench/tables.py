@@ -1,26 +1,25 @@
 """Tables: cells made from a results file, for the terminal and for Markdown.
 
-`by_case` gives each case a section and each metric a column (for a page of results); `overview`
-gives each case a column (for the README). A row is an optimizer, or a kernel.
+`by_case` gives each metric a column (for a page of results), `overview` each case (for the README).
+A row is an optimizer, or a kernel.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from bench.results import Results, Row
 
 DASH = "\N{EN DASH}"  # between the lowest and the highest; and for what was not measured
 MOST_COLUMNS = 8  # that a page has room for: a wider table goes on below
+# In a terminal spreads are shown where it is wide, or where there are few columns.
+WIDE, FEW = 100, 5
 
 
 class Cell(NamedTuple):
@@ -31,24 +30,14 @@ class Cell(NamedTuple):
     best: bool = False
 
 
-class Section(NamedTuple):
-    """One case: a title, and a row of cells for each optimizer."""
-
-    title: str
-    rows: dict[str, list[Cell]]
+Rows = dict[tuple[str, ...], list[Cell]]  # by their names: (case, optimizer), or (optimizer,)
 
 
-@dataclass(frozen=True)
-class Table:
-    columns: tuple[str, ...]  # titles; a line feed where a narrow terminal may break them
-    sections: list[Section]
-    caption: str = ""
-    heads: tuple[str, str] = ("problem", "optimizer")  # of sections and of their rows
-
-    @property
-    def titled(self) -> bool:
-        """Whether a section has a title; the column of titles is left out otherwise."""
-        return any(section.title for section in self.sections)
+class Table(NamedTuple):
+    columns: Sequence[str]  # titles; a line feed where a narrow terminal may break them
+    rows: Rows
+    caption: str
+    heads: tuple[str, ...]  # of the names
 
 
 class Column(NamedTuple):
@@ -67,18 +56,17 @@ class Column(NamedTuple):
         rows = results.rows_of(case, self.metric)
         if name not in rows:
             return Cell(self.absent)
-        spread = spread_of(rows[name], self.show) if self.spread else ""
-        return Cell(self.show(getattr(rows[name], self.figure)), spread, self._is_best(name, rows))
+        own = rows.pop(name)
+        spread = spread_of(own, self.show) if self.spread else ""
+        return Cell(self.show(getattr(own, self.figure)), spread, self._best(own, rows.values()))
 
-    def _is_best(self, name: str, rows: dict[str, Row]) -> bool:
-        own, sign = rows[name], self.best
+    def _best(self, own: Row, others: Collection[Row]) -> bool:
+        sign = self.best
         if self.in_every_seed:
-            others = [row for row in rows.values() if row is not own]
-            return all(
-                sign * a < sign * b for row in others for a, b in zip(own.values, row.values)
-            )
-        means = [sign * row.mean for row in rows.values() if math.isfinite(row.mean)]
-        return sign != 0 and bool(means) and sign * own.mean == min(means)
+            pairs = (pair for row in others for pair in zip(own.values, row.values))
+            return all(sign * a < sign * b for a, b in pairs)
+        means = [sign * row.mean for row in (own, *others) if math.isfinite(row.mean)]
+        return sign != 0 and sign * own.mean == min(means, default=math.nan)
 
 
 def spread_of(row: Row, show: Callable[[float], str]) -> str:
@@ -116,81 +104,83 @@ ACCURACY = LOSS._replace(
 )  # fmt: skip
 EXTRA = Column("extra fwd.\nper step", "extra_forwards", _zero_or(2))
 TO_FUSED = Column("to fused\nAdamW", "to_fused", "{:.2f}".format, "median", spread=True)
-PEAK = Column("peak MB", "peak_memory", "{:,.0f}".format, "median")
+TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
+PEAK = Column("peak MB", "peak_memory", "{:,.0f}".format)
 KERNELS = (
     Column("ms", "time", _fewer_digits_from(10, 1), "median"),
     Column("GB/s", "bandwidth", "{:.0f}".format, "median"),
     Column("of a\ncopy's", "of_copy", "{:.2f}".format, "median"),
 )
-TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
-# The columns of every benchmark, what its sections and rows are called, and what the ratios of an
-# overview are relative to.
-SHOWN: dict[str, tuple[tuple[Column, ...], tuple[str, str], tuple[str, str]]] = {
+# The columns of every benchmark.
+SHOWN: dict[str, tuple[Column, ...]] = {
     "demo": (
-        (*(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
-         EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
-         Column("steps", "steps", "{:.0f}".format),
-         Column("last\nstep\nsize", "final_step_size", show_number, "median"),
-         Column("ms per\nstep", "step_time", "{:.1f}".format, "median")),
-        ("problem", "optimizer"), ("", ""),
+        *(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
+        EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
+        Column("steps", "steps", "{:.0f}".format),
+        Column("last\nstep\nsize", "final_step_size", show_number, "median"),
+        Column("ms per\nstep", "step_time", "{:.1f}".format, "median"),
     ),
     "train": (
-        (LOSS, VALIDATION, ACCURACY, EXTRA, Column("s per\nrun", "train_time",
-         _fewer_digits_from(10, 0)), Column("runs to\ntune", "tuning_runs", "{:.0f}".format,
-         absent="0")),
-        ("problem", "optimizer"), ("", ""),
+        LOSS, VALIDATION, ACCURACY, EXTRA,
+        Column("s per\nrun", "train_time", _fewer_digits_from(10, 0)),
+        Column("runs to\ntune", "tuning_runs", "{:.0f}".format, absent="0"),
     ),
-    "step": (
-        (Column("ms", "time", _fewer_digits_from(100, 0), "median"), TO_FUSED,
-         EXTRA._replace(figure="median"),
-         Column("ms in\nstep()", "in_step", _fewer_digits_from(1, 1), "median"), PEAK),
-        ("model", "optimizer"), ("fused AdamW", "of"),
-    ),
-    "memory": (
-        (PEAK, TO_FUSED, Column("state, bytes\na parameter", "state", "{:.1f}".format, "median")),
-        ("model", "optimizer"), ("fused AdamW", "of"),
-    ),
-    "kernels": ((*KERNELS, TO_ADAM), ("model", "what"), ("torch's fused Adam", "time of")),
+    "step": (Column("ms", "time", _fewer_digits_from(100, 0), "median"), TO_FUSED, EXTRA, PEAK),
+    "memory": (PEAK, TO_FUSED, Column("state, bytes\na parameter", "state", "{:.1f}".format)),
+    "kernels": (*KERNELS, TO_ADAM),
     "gpu_kernels": (
-        (*KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),
-         Column("launches", "launches", "{:.0f}".format, "median")),
-        ("model", "what"), ("", ""),
+        *KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),
+        Column("launches", "launches", "{:.0f}".format),
     ),
-    "host": (
-        (Column("us", "time", "{:.0f}".format, "median", spread=True), TO_ADAM),
-        ("case", "optimizer"), ("", ""),
-    ),
+    "host": (Column("us", "time", "{:.0f}".format, "median", spread=True), TO_ADAM),
 }  # fmt: skip
+# What its cases and rows are called.
+PROBLEMS = ("problem", "optimizer")
+HEADS = {
+    "step": ("model", "optimizer"), "memory": ("model", "optimizer"), "host": ("case", "optimizer"),
+    "kernels": ("model", "what"), "gpu_kernels": ("model", "what"),
+}  # fmt: skip
+# What the ratios of an overview are relative to, and what they are of.
+RELATIVE = {
+    "step": ("fused AdamW", "of"),
+    "memory": ("fused AdamW", "of"),
+    "kernels": ("torch's fused Adam", "time of"),
+}
 HOST_CASES = {"stay": "gradients where they were", "move": "gradients elsewhere in every step"}
 
 
 def by_case(results: Results) -> Table:
-    name = _kind(results)
-    columns, heads, _ = SHOWN[name]
-    sections = [
-        Section(title, {of: [column.cell(results, case, of) for column in columns]
-                        for of in _names(results, case)})
-        for case, title in _cases(results).items()
-    ]  # fmt: skip
-    return Table(tuple(column.title for column in columns), sections, caption(name, results), heads)
+    kind, cases = _kind(results), _cases(results)
+    rows: Rows = {
+        (title, name): [column.cell(results, case, name) for column in SHOWN[kind]]
+        for case, title in cases.items()
+        for name in _names(results, case)
+    }
+    said = [caption(name, results) for name in (f"{kind}_overview", kind) if name in CAPTIONS]
+    titles, heads = [column.title for column in SHOWN[kind]], HEADS.get(kind, PROBLEMS)
+    return Table(titles, rows, " ".join(said), heads)
 
 
 def overview(results: Results) -> Table:
     """The ratios to torch's fused optimizer alone."""
-    name, cases = _kind(results), _cases(results)
-    _, _, (title, head) = SHOWN[name]
+    kind, cases = _kind(results), _cases(results)
+    title, head = RELATIVE[kind]
     longest_first = sorted((_names(results, case) for case in cases), key=len, reverse=True)
-    names = dict.fromkeys(of for found in longest_first for of in found)
     column = TO_FUSED._replace(spread=False)
-    rows = {of: [column.cell(results, case, of) for case in cases] for of in names}
-    said = caption(f"{name}_overview", results)
-    return Table(tuple(cases.values()), [Section(title, rows)], said, ("relative to", head))
+    rows: Rows = {
+        (title, name): [column.cell(results, case, name) for case in cases]
+        for names in longest_first
+        for name in names
+    }
+    said = caption(f"{kind}_overview", results)
+    return Table([*cases.values()], rows, said, ("relative to", head))
 
 
 def _kind(results: Results) -> str:
-    if "backends" in results.settings:
+    bench = results.rows[0].bench
+    if bench == "kernels" and results.environment["kind"] == "gpu":
         return "gpu_kernels"
-    return {"family": "train"}.get(results.rows[0].bench, results.rows[0].bench)
+    return "train" if bench == "family" else bench
 
 
 def _cases(results: Results) -> dict[str, str]:
@@ -204,21 +194,14 @@ def _names(results: Results, case: str) -> list[str]:
 
 # --- captions -------------------------------------------------------------------------------------
 
-CAPTIONS: dict[str, str] = {
-    name: " ".join(text.split())
-    for name, text in re.findall(
-        r"^## (\w+)\n(.+?)(?=^## |\Z)",
-        Path(__file__).with_name("captions.md").read_text(encoding="utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-}
+_PARTS = Path(__file__).with_name("captions.md").read_text(encoding="utf-8").split("\n## ")[1:]
+CAPTIONS = {name: " ".join(words) for name, *words in map(str.split, _PARTS)}
 
 
 def caption(name: str, results: Results, **more: Any) -> str:
     """The caption of that name, with what is to be said of these results."""
     settings = results.settings
-    optimizers = settings.get("optimizers", {})
-    missing = settings.get("missing", settings.get("skipped", {}))
+    optimizers, missing = settings.get("optimizers", {}), settings.get("missing", {})
     known = {
         "how": "; ".join(f"{name}: {what}" for name, what in optimizers.items()),
         "each": ", ".join(f"{name} ({what})" for name, what in optimizers.items()),
@@ -233,8 +216,6 @@ def caption(name: str, results: Results, **more: Any) -> str:
         "left_out": f" Left out: {'; '.join(f'{k} ({v})' for k, v in missing.items())}."
                     if missing else "",
     }  # fmt: skip
-    if f"{name}_overview" in CAPTIONS:
-        known["overview"] = caption(f"{name}_overview", results)
     return CAPTIONS[name].format(**{**settings, **known, **more})
 
 
@@ -251,55 +232,37 @@ def _units(results: Results) -> str:
 # --- from a table to text -------------------------------------------------------------------------
 
 
-def without_spread(table: Table) -> Table:
-    """For a terminal, where many columns leave no room for it."""
-    sections = [
-        Section(title, {of: [cell._replace(spread="") for cell in row] for of, row in rows.items()})
-        for title, rows in table.sections
-    ]
-    return replace(table, sections=sections)
-
-
-def to_rich(table: Table) -> RichTable:
-    """Fits a terminal of 80 columns: the spread stands below its figure."""
+def to_rich(table: Table, width: int) -> RichTable:
+    """For a terminal of that width: the case in a line of its own, the spread below its figure."""
+    spread = "\n[dim]{}[/]" if width >= WIDE or len(table.columns) <= FEW else ""
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rich.add_column("", max_width=28)
     for title in table.columns:
         rich.add_column(title, justify="right", no_wrap=True)
-    for section in table.sections:
-        if table.titled:
-            rich.add_row(Text(section.title, style="bold"))
-        for name, cells in section.rows.items():
-            rich.add_row(f" {name}", *map(_rich_cell, cells))
-        rich.add_section()
+    last: list[str] = []
+    for (*case, name), cells in table.rows.items():
+        if case != last:
+            rich.add_section()
+            rich.add_row(*(f"[bold]{title}[/]" for title in case))
+        last = case
+        rich.add_row(f" {name}", *(_shown(cell, "[bold]{}[/]", spread) for cell in cells))
     return rich
-
-
-def _rich_cell(cell: Cell) -> Text:
-    figure = (cell.text, "bold" if cell.best else "")
-    return Text.assemble(figure, (f"\n{cell.spread}", "dim")) if cell.spread else Text(*figure)
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table: the spread in brackets behind its figure, the caption below."""
     parts = -(-len(table.columns) // MOST_COLUMNS)
-    size = -(-len(table.columns) // parts)
-    starts = range(0, len(table.columns), size)
-    text = "\n".join(_markdown_part(table, start, start + size) for start in starts)
-    return f"{text}\n{table.caption}\n" if table.caption else text
+    size, text = -(-len(table.columns) // parts), ""
+    for start in range(0, len(table.columns), size):
+        columns = [title.replace("\n", " ") for title in table.columns[start : start + size]]
+        lines = [[*table.heads, *columns], ["---"] * len(table.heads) + ["---:"] * len(columns)]
+        for names, cells in table.rows.items():
+            shown = [_shown(cell, "**{}**", " ({})") for cell in cells[start : start + size]]
+            lines.append([*names, *shown])
+        text += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return f"{text}{table.caption}\n"
 
 
-def _markdown_part(table: Table, start: int, end: int) -> str:
-    columns = [title.replace("\n", " ") for title in table.columns[start:end]]
-    heads = table.heads if table.titled else table.heads[1:]
-    lines = [[*heads, *columns], [*("---" for _ in heads), *("---:" for _ in columns)]]
-    for title, rows in table.sections:
-        for name, cells in rows.items():
-            names = [title, name] if table.titled else [name]
-            lines.append([*names, *map(_markdown_cell, cells[start:end])])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
-    return f"{text} ({cell.spread})" if cell.spread else text
+def _shown(cell: Cell, bold: str, spread: str) -> str:
+    text = bold.format(cell.text) if cell.best else cell.text
+    return text + spread.format(cell.spread) if cell.spread else text

@@ -4,8 +4,6 @@ All do the same work: a forward counts 1, a backward 2, whoever asks for it.  Ev
 when it is through, so that a command that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 
@@ -18,14 +16,13 @@ from bench.problems import PROBLEMS
 from bench.ranks import summary_table
 from bench.results import REPOSITORY, device_name
 from bench.runs import Runner, collect
-from bench.tables import by_case, to_rich, without_spread
+from bench.tables import by_case, to_rich
 
 KEPT = REPOSITORY / "bench" / ".runs"
-WIDE = 100  # columns of a terminal with room for spreads
 
 
 def train(arguments: argparse.Namespace) -> int:
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    device = c.chosen_device(arguments.device)
     bench = "family" if arguments.family else "train"
     known = {method.name: method for method in (FAMILY if arguments.family else METHODS)}
     problems = {**PROBLEMS, **HUB}
@@ -36,7 +33,7 @@ def train(arguments: argparse.Namespace) -> int:
     c.check_names("--data", [*names, *arguments.without], problems)
     file = arguments.json or c.LOCAL / f"{bench}.json"
     c.check_writable(file)
-    runner = Runner(device, console, KEPT, arguments.again)
+    runner = Runner(device, KEPT, arguments.again)
     measured = runner.run_all(
         [name for name in names if name not in arguments.without],
         lambda name: problems[name](name, device).scaled(arguments.work),
@@ -44,26 +41,23 @@ def train(arguments: argparse.Namespace) -> int:
         arguments.seeds, file, partial(collect, bench),
     )  # fmt: skip
     if runner.reused:
-        console.print(f"{runner.reused} runs were there already (--again measures them anew).")
-    summary = summary_table(measured)
-    console.print(to_rich(summary if console.width >= WIDE else without_spread(summary)))
-    return c.finish(measured, without_spread(by_case(measured)), file, console)
+        c.CONSOLE.print(f"{runner.reused} runs were there already (--again measures them anew).")
+    c.CONSOLE.print(to_rich(summary_table(measured), c.CONSOLE.width))
+    return c.finish(measured, by_case(measured), file)
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """FusedSaLSa beside Adam on two small problems, in about two minutes."""
-    console, device = c.quiet_console(), c.chosen_device(arguments.device)
+    device = c.chosen_device(arguments.device)
     c.check_amount(arguments)
     file, picture = arguments.json or arguments.out / "demo.json", arguments.out / "demo.png"
-    console.print(
+    c.CONSOLE.print(
         f"Training with FusedSaLSa and Adam, {arguments.seeds} seeds each, on "
         f"{device_name(device)}:"
     )
-    measured = Runner(device, console).run_all(
+    measured = Runner(device).run_all(
         ("digits-cnn", "plays-gpt"), lambda name: PROBLEMS[name](name, device),
         lambda _: (FUSED_SALSA, ADAM), arguments.seeds, file, partial(collect, "demo"),
     )  # fmt: skip
     draw_demo(measured, picture)
-    table = by_case(measured)
-    table = table if console.width >= WIDE else without_spread(table)
-    return c.finish(measured, table, file, console, picture)
+    return c.finish(measured, by_case(measured), file, picture)

@@ -4,8 +4,6 @@ Work is what is computed, not the number of steps: a forward counts 1, a backwar
 that evaluates the loss more often than once per step pays for it with fewer steps.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -198,7 +196,7 @@ class Problem(Case):
         """Whether outputs are logits: then accuracy can be counted."""
         return self.loss is cross_entropy
 
-    def scaled(self, work: float) -> Problem:
+    def scaled(self, work: float) -> "Problem":
         """A short training is evaluated less often, which would take longer than it."""
         problem = super().scaled(work)
         checkpoints = max(1, min(self.checkpoints, problem.plain_steps // 10))

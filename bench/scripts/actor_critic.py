@@ -1,8 +1,7 @@
 """An actor-critic that balances a pole on a cart: one update for every episode."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from statistics import fmean
@@ -14,7 +13,8 @@ from torch.nn import functional as F
 
 from bench.methods import of_torch
 from bench.networks import parameter_count
-from bench.scripts.script import Script, Training
+from bench.scripts.script import Script
+from bench.training import PLAIN_STEP, Loop, Run
 
 DISCOUNT = 0.99
 LAST = 10  # episodes of the scores
@@ -55,17 +55,16 @@ class Policy(nn.Module):
 def actor_critic(width: int = 128, longest: int = 500) -> Script:
     """`longest`: the steps of an episode, and its highest return."""
 
-    def train(training: Training) -> bool:
-        policy = Policy(width)
-        loop = training.loop(policy)
-        lengths = []
-        for _ in range(training.script.plain_steps):
-            episode = play(policy, longest, training.chance)
+    def train(loop_of: Callable[..., Loop], run: Run, chance: torch.Generator) -> bool:
+        policy, lengths = Policy(width), []
+        loop = loop_of(policy)
+        for _ in range(int(loop.budget) // PLAIN_STEP):  # searches cost no episodes
+            episode = play(policy, longest, chance)
             lengths.append(len(episode[0]))
             loop.step(partial(_loss, policy, *episode))
         best, last = fmean(sorted(lengths)[-LAST:]), fmean(lengths[-LAST:])
-        training.run.scores |= {"best_return": best, "last_return": last}
-        return not all(map(math.isfinite, training.run.losses)) or last < DEAD
+        run.scores |= {"best_return": best, "last_return": last}
+        return not all(map(math.isfinite, run.losses)) or last < DEAD
 
     return Script(
         case="actor-critic", title="Actor-critic",

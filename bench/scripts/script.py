@@ -1,10 +1,8 @@
 """What all scripts share: a run of theirs, its loops, and the loop that most of them have."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,24 +12,9 @@ from torch import Tensor, nn
 from bench.methods import Factor, Method
 from bench.training import Case, Loop, Run, Work
 
-
-@dataclass
-class Training:
-    """One run of a script; all its optimizers share the counted work and the budget."""
-
-    script: Script
-    method: Method
-    run: Run
-    chance: torch.Generator
-    work: Work = field(default_factory=Work)
-
-    def loop(
-        self, model: nn.Module, params: Any = None, clip: float | None = None,
-        run: Run | None = None,
-    ) -> Loop:  # fmt: skip
-        """The steps of one optimizer, recorded in `run`, or in the script's."""
-        optimizer = self.method.build(model, params, clip)
-        return Loop(optimizer, self.method, run or self.run, self.script.budget, work=self.work)
+# Trains with loops that are made for (model, params=..., clip=..., run=...), with a run to record
+# and with random numbers; returns whether training died.
+Train = Callable[[Callable[..., Loop], Run, torch.Generator], bool]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,7 +22,7 @@ class Script(Case):
     """A training script: its own optimizers, and how it trains with any."""
 
     own: tuple[Method, ...]
-    train: Callable[[Training], bool]  # whether it died
+    train: Train
     schedules: tuple[Factor | None, ...] = (None,)  # of swapped runs
     score: str = ""  # in words: what `Run.scores` has
     judged_by: str = "final_loss"  # or one of the scores, where the loss says little
@@ -47,27 +30,32 @@ class Script(Case):
 
     def run(self, method: Method, seed: int, device: torch.device) -> Run:
         """Train, and record the time and whether it died."""
+        recorded, work = Run(), Work()  # the script's optimizers share the work, and the budget
+
+        def loop(model: nn.Module, params: Any = None, clip: Any = None, run: Any = None) -> Loop:
+            optimizer = method.build(model, params, clip)
+            return Loop(optimizer, method, run or recorded, self.budget, work=work)
+
         torch.manual_seed(seed)
-        chance, run = torch.Generator().manual_seed(seed), Run()
         start = time.perf_counter()
         # A softmax that is saturated is full of denormals: a step then takes five times as long.
         torch.set_flush_denormal(True)
         try:
-            run.died = self.train(Training(self, method, run, chance))
+            recorded.died = self.train(loop, recorded, torch.Generator().manual_seed(seed))
         finally:
             torch.set_flush_denormal(False)
-        run.seconds = time.perf_counter() - start
-        return run
+        recorded.seconds = time.perf_counter() - start
+        return recorded
 
 
 def one_batch_a_step(
     model: Callable[[], nn.Module], batches: Callable[[torch.Generator], Iterator[Any]],
     loss: Callable[..., Tensor], scores: Callable[[nn.Module], dict[str, float]] = lambda model: {},
     clip: float | None = None, decay: float | None = None,
-) -> Callable[[Training], bool]:  # fmt: skip
+) -> Train:  # fmt: skip
     """What most scripts do; with `decay` matrices decay, and vectors do not."""
 
-    def train(training: Training) -> bool:
+    def train(loop_of: Callable[..., Loop], run: Run, chance: torch.Generator) -> bool:
         network = model()
         groups: list[Any] = list(network.parameters())
         if decay is not None:
@@ -75,13 +63,12 @@ def one_batch_a_step(
                 {"params": [w for w in groups if w.dim() >= 2], "weight_decay": decay},
                 {"params": [w for w in groups if w.dim() < 2], "weight_decay": 0.0},
             ]
-        loop = training.loop(network, groups, clip)
-        drawn = batches(training.chance)
+        loop, drawn = loop_of(network, groups, clip), batches(chance)
         for _ in loop.steps():
             loop.step(partial(loss, network, *next(drawn)))
         with torch.no_grad():
-            training.run.scores.update(scores(network))
-        return blew_up(training.run)
+            run.scores.update(scores(network))
+        return blew_up(run)
 
     return train
 

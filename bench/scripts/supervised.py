@@ -1,7 +1,5 @@
 """Scripts that train on a data set: nanoGPT's loop, a small ViT, word2vec, a word-level LSTM."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import fmean
@@ -15,11 +13,11 @@ from torch.nn import functional as F
 from bench.methods import adamw, of_torch, warm_up_and_cosine
 from bench.models import ViT
 from bench.networks import gpt, parameter_count
-from bench.scripts.script import Script, Training, blew_up, one_batch_a_step
+from bench.scripts.script import Script, blew_up, one_batch_a_step
 from bench.sets.batches import Batch, random_windows, shuffled, spread_windows
 from bench.sets.small import digits
 from bench.sets.text import Text, plays, words
-from bench.training import cross_entropy
+from bench.training import Loop, Run, cross_entropy
 
 
 def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -181,17 +179,16 @@ def word_lm(width: int = 128, text: Callable[[], Text] = words) -> Script:
     columns, validation = _columns(corpus.train), _columns(corpus.validation)
     model = partial(WordModel, len(corpus.vocabulary), width)
 
-    def train(training: Training) -> bool:
-        network = model()
-        loop = training.loop(network, clip=LM_CLIP)
-        hidden = None
+    def train(loop_of: Callable[..., Loop], run: Run, chance: torch.Generator) -> bool:
+        network, hidden = model(), None
+        loop = loop_of(network, clip=LM_CLIP)
         for step in loop.steps():
             kept: list[Hidden] = []  # of the first evaluation: trials come after it
             start = step * TOKENS % (len(columns) - TOKENS - 1)
             loop.step(partial(_lm_loss, network, columns[start : start + TOKENS + 1], hidden, kept))
             hidden = kept[0]
-        training.run.scores["validation_loss"] = _validation_loss(network, validation)
-        return blew_up(training.run)
+        run.scores["validation_loss"] = _validation_loss(network, validation)
+        return blew_up(run)
 
     return Script(
         case="word-lm", title="Word-level LSTM",

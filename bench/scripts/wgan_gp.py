@@ -1,8 +1,7 @@
 """A Wasserstein GAN with gradient penalty: five critic steps for one of the generator."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,8 +11,8 @@ from torch.optim import Adam
 from bench.methods import of_torch
 from bench.models import mlp
 from bench.networks import parameter_count
-from bench.scripts.script import Script, Training
-from bench.training import Run
+from bench.scripts.script import Script
+from bench.training import Loop, Run
 
 BATCH, NOISE = 64, 8
 CRITIC_STEPS, PENALTY = 5, 10.0
@@ -37,11 +36,11 @@ def wgan_gp(width: int = 128) -> Script:
         """The generator, and the critic."""
         return nn.Sequential(*mlp(NOISE, width, width, 2), nn.Tanh()), mlp(2, width, width, 1)
 
-    def train(training: Training) -> bool:
+    def train(loop_of: Callable[..., Loop], run: Run, chance: torch.Generator) -> bool:
         makes, judges = networks()
-        both, run, chance = nn.ModuleList([makes, judges]), training.run, training.chance
-        of_critic = training.loop(both, judges.parameters(), run=Run())
-        of_generator = training.loop(both, makes.parameters())
+        both = nn.ModuleList([makes, judges])
+        of_critic = loop_of(both, judges.parameters(), run=Run())
+        of_generator = loop_of(both, makes.parameters())
         for _ in of_generator.steps():
             for _ in range(CRITIC_STEPS):
                 real = data[torch.randint(len(data), (BATCH,), generator=chance)]

@@ -1,7 +1,5 @@
 """Batches, and how they are drawn from a data set: always from a generator of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

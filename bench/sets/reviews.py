@@ -4,8 +4,6 @@ Both are made from packages once: the texts as tokens, the weights in fp16, so t
 small and a machine without network can train from a copy of it.
 """
 
-from __future__ import annotations
-
 import io
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """Data sets without a download: scikit-learn's digits, a table with outliers, Burgers' equation."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

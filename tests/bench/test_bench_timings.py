@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -10,19 +9,17 @@ from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
-from bench import host, kernels, networks, report, steps, workloads
+from bench import kernels, networks, report, steps
 from bench.kernels import Timed
 from bench.methods import Method, adamw
 from bench.optimizers import fused_salsa
 from bench.results import Results
 from bench.sets import text
 from bench.sets.batches import Batch
-from bench.steps import PLAIN, Stepper, peak_memory
+from bench.steps import PLAIN, Stepper, Workload, loss_of, settled, with_peak_memory
 from bench.tables import by_case, overview, to_markdown
-from bench.workloads import Workload, loss_of
 from salsa_fused import FusedSaLSa
 
 CPU = torch.device("cpu")
@@ -30,17 +27,14 @@ MB = 1_000_000
 FUSED = "torch Adam, fused"
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
-
-
 # --- kernels --------------------------------------------------------------------------------------
 
 
 def test_kernels_are_timed_in_turn():
-    order = []
+    order: list[str] = []
     calls = {name: partial(order.append, name) for name in ("copy", "fused")}
-    seconds = kernels.in_turn(calls, 3, before=lambda call: order.append("before"))
+    clock = partial(kernels.host_time, before=partial(order.append, "before"))
+    seconds = kernels.in_turn(calls, 3, clock)
     assert order[:6] == ["copy", "fused"] * 3  # the warm-up
     assert order[6:14] == [
         "before", "copy", "before", "fused", "before", "fused", "before", "copy",
@@ -65,11 +59,11 @@ def test_every_kernel_runs_on_a_small_model(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "TENSORS", 3)
     monkeypatch.setattr(kernels, "CPU_MODELS", {"small": (300, False)})
     file = tmp_path / "kernels.json"
-    assert kernels.kernels(Namespace(device="cpu", rounds=2, threads=[1], json=file)) == 0
+    assert kernels.kernels(Namespace(device="cpu", rounds=2, json=file)) == 0
     found = Results.read(file)
     names = {row.optimizer for row in found.rows}
     assert {"first_trial", "next_trial", "alignment", "a plain step"} <= names
-    assert found.settings["cases"] == ["small, 1 thread"]
+    assert found.settings["cases"][0] == "small, 1 thread"
 
 
 def test_bytes_of_a_parameter():
@@ -87,10 +81,10 @@ def test_gpu_kernels_are_measured_and_what_is_missing_is_reported(monkeypatch):
     tiny = {"tiny": (partial(nn.Linear, 30, 10), torch.bfloat16)}
     monkeypatch.setattr(kernels, "GPU_MODELS", tiny)
     timed = kernels.all_timed("AdamW", ["native"])
-    found = kernels.measure(kernels.gpu_cases(), timed, CPU, 3, quiet(), together=False)
-    found.settings["backends"] = ["native"]
+    found = kernels.measure([*kernels.gpu_cases()], timed, CPU, 3, together=False)
+    found.environment["kind"] = "gpu"
     assert found.settings["cases"] == ["tiny, 0 M"]
-    skipped = found.settings["skipped"]
+    skipped = found.settings["missing"]
     assert "ZeroDivisionError" in skipped["tiny, 0 M: a plain step, native"]
     names = {row.optimizer for row in found.rows}
     ours = ("first_trial", "next_trial", "adam_step after a search", "alignment")
@@ -107,19 +101,19 @@ def test_a_gpu_without_room_is_reported(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", full)
     case, timed = kernels.Case("c", [torch.Size((10,))]), kernels.all_timed("AdamW", [])
-    found = kernels.measure([case], timed, CPU, 1, quiet(), together=False)
-    assert found.settings["skipped"] == {f"c: {name}": "no room" for name in timed}
+    found = kernels.measure([case], timed, CPU, 1, together=False)
+    assert found.settings["missing"] == {f"c: {name}": "no room" for name in timed}
     assert not found.rows
 
 
 def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(host, "TENSORS", 3)
+    monkeypatch.setattr(kernels, "HOST_TENSORS", 3)
     file = tmp_path / "host.json"
-    assert host.host(Namespace(device="cpu", rounds=4, json=file)) == 0
+    assert kernels.host(Namespace(device="cpu", rounds=4, json=file)) == 0
     found = Results.read(file)
-    assert found.row("stay", host.ADAM, "to_fused").median == 1.0
-    assert found.row("move", host.OURS, "time").median > 0.0
+    assert found.row("stay", kernels.ADAM, "to_fused").median == 1.0
+    assert found.row("move", kernels.OURS, "time").median > 0.0
     assert "copies and launches left out of both" in by_case(found).caption
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
@@ -154,11 +148,11 @@ def test_peak_memory_is_what_tensors_take_at_once():
         third = torch.empty(3 * MB, dtype=torch.int8)
         return second, third
 
-    assert peak_memory(run, CPU) == pytest.approx(6 * MB, rel=0.01)
+    assert with_peak_memory(run, CPU)[1] == pytest.approx(6 * MB, rel=0.01)
 
 
 def peak_and_state(method: Method) -> tuple[float, float]:
-    figures = Stepper.settled(heavy(), method, CPU).figures
+    _, figures = settled(heavy(), method, CPU)
     return figures.peak, figures.state
 
 
@@ -179,17 +173,17 @@ def test_fused_salsa_takes_the_saved_weights_and_the_windows_start_and_no_more(l
 
 
 def test_a_step_with_a_search_is_told_apart_from_a_plain_one():
-    stepper = Stepper.build(tiny(), fused_salsa(search_period=4), CPU)
-    kinds = [stepper.step()[1] for _ in range(30)]
+    stepper = Stepper(tiny(), fused_salsa(search_period=4), CPU)
+    kinds = [stepper.step().kind for _ in range(30)]
     assert all(kind != PLAIN for kind in kinds[:10])  # the first ten all search
     assert kinds[10:].count(PLAIN) == 15
-    plain = Stepper.build(tiny(), adamw(), CPU)
-    assert {plain.step()[1] for _ in range(5)} == {PLAIN}
+    plain = Stepper(tiny(), adamw(), CPU)
+    assert {plain.step().kind for _ in range(5)} == {PLAIN}
 
 
 def test_all_methods_see_the_same_batches_and_weights():
-    ours = Stepper.build(tiny(), fused_salsa(), CPU)
-    theirs = Stepper.build(tiny(), adamw(), CPU)
+    ours = Stepper(tiny(), fused_salsa(), CPU)
+    theirs = Stepper(tiny(), adamw(), CPU)
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(next(ours.batches).inputs, next(theirs.batches).inputs)
@@ -200,7 +194,7 @@ def tiny_workloads(monkeypatch):
     monkeypatch.setattr(steps, "ON_CPU", (tiny(),))
     monkeypatch.setattr(steps, "REAL_SIZES", (tiny(1000),))
     for name in ("METHODS", "MEMORY_METHODS"):
-        kept = [one for one in getattr(steps, name) if one.name != "AdamW, compiled"]
+        kept = [method for method in getattr(steps, name) if method.name != "AdamW, compiled"]
         monkeypatch.setattr(steps, name, kept)
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
 
@@ -232,19 +226,18 @@ def test_memory_writes_rows_and_a_table(tiny_workloads, tmp_path):
 
 
 def test_what_fails_is_reported_and_the_rest_goes_on():
-    broken = replace(adamw("broken"), build=lambda model: 1 / 0)
     missing: dict[str, str] = {}
-    both = [broken, adamw(steps.FUSED, fused=True)]
-    found = steps.measure(tiny(), CPU, 1, quiet(), missing, both)
-    assert [one.name for one in found] == [steps.FUSED]
-    assert missing == {"Tiny: broken": "division by zero"}
+    broken = replace(adamw("broken"), build=lambda model: 1 / 0)
+    found = steps.measure(tiny(), [broken, adamw(steps.FUSED, fused=True)], CPU, 1, missing)
+    assert list(found) == [steps.FUSED]
+    assert missing == {"Tiny: broken": "ZeroDivisionError: division by zero"}
 
 
 # --- workloads ------------------------------------------------------------------------------------
 
 
 def test_every_workload_says_what_it_is():
-    every = (*workloads.ON_CPU, *workloads.REAL_SIZES, *workloads.ON_GPU)
+    every = (*steps.ON_CPU, *steps.REAL_SIZES, *steps.ON_GPU)
     sizes = {one.title: one.describe() for one in every}
     assert all(said.startswith(f"{title}, ") for title, said in sizes.items())
     assert "25.6 M" in sizes["ResNet-50"] and "1,557.6 M" in sizes["GPT-2 XL"]
@@ -252,11 +245,11 @@ def test_every_workload_says_what_it_is():
 
 def test_images_and_text_can_be_learnt(monkeypatch):
     characters = text.encode(["to be or not to be, that is the question. " * 40])
-    monkeypatch.setattr(workloads, "plays", lambda: characters)
-    images = Workload("I", partial(networks.resnet, 18), workloads.images, 2, 32)
-    words = Workload("L", partial(networks.llama, "tiny"), workloads.text, 2, 16)
+    monkeypatch.setattr(steps, "plays", lambda: characters)
+    images = Workload("I", partial(networks.resnet, 18), steps.images, 2, 32)
+    words = Workload("L", partial(networks.llama, "tiny"), steps.text, 2, 16)
     for workload in (images, words):
-        stepper = Stepper.build(workload, adamw(), CPU)
+        stepper = Stepper(workload, adamw(), CPU)
         batch = next(stepper.batches)
         before = loss_of(stepper.model, batch, CPU).item()
         stepper.batches = iter([batch] * 6)
@@ -267,13 +260,13 @@ def test_images_and_text_can_be_learnt(monkeypatch):
 
 def test_one_word_in_seven_is_masked(monkeypatch):
     rows = torch.randint(200, 300, (40, 30))
-    monkeypatch.setattr(workloads, "reviews", lambda: (Batch(rows, rows[:, 0]), None))
+    monkeypatch.setattr(steps, "reviews", lambda: (Batch(rows, rows[:, 0]), None))
     tiny = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     monkeypatch.setitem(networks.BERT_SIZES, "small", {**tiny, "intermediate_size": 32})
-    workload = Workload("B", partial(workloads.bert, "small"), workloads.masked, 16, 32)
-    tokens, targets = next(workload.batches(torch.Generator().manual_seed(0)))
-    masked = targets != workloads.IGNORED
+    workload = Workload("B", partial(steps.bert, "small"), steps.masked, 16, 32)
+    tokens, targets = next(workload.draw(16, 32, torch.Generator().manual_seed(0)))
+    masked = targets != steps.IGNORED
     assert 0.1 < masked.float().mean() < 0.2
-    assert (tokens[masked] == workloads.MASK).all()
-    assert (tokens[~masked] != workloads.MASK).all()
+    assert (tokens[masked] == steps.MASK).all()
+    assert (tokens[~masked] != steps.MASK).all()
     assert loss_of(workload.model(), Batch(tokens, targets), CPU).isfinite()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
@@ -11,7 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 import bench.train as command
@@ -29,10 +27,6 @@ from bench.tables import by_case, to_markdown
 from bench.training import PLAIN_STEP, Problem, Run, Work
 
 CPU = torch.device("cpu")
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
 
 
 def linear_problem(plain_steps: int = 20, case: str = "linear", checkpoints: int = 5) -> Problem:
@@ -147,7 +141,7 @@ def test_both_problems_of_the_demo_train(monkeypatch):
 def test_a_factor_scales_the_learning_rate_over_the_work():
     seen = []
     method = adamw("A", "", 0.1, factor=lambda share: seen.append(share) or 1 - share)
-    run = Runner(CPU, quiet()).run(linear_problem(10), [method], 1)[0].runs[0]
+    run = Runner(CPU).run(linear_problem(10), [method], 1)[0].runs[0]
     assert seen == pytest.approx([i / 10 for i in range(10)])
     assert run.step_sizes == pytest.approx([0.1 * (1 - i / 10) for i in range(10)])
 
@@ -168,7 +162,7 @@ def test_every_optimizer_trains(method):
         method.build(nn.Linear(1, 1))
     except DataError as missing:
         pytest.skip(str(missing))
-    (done,) = Runner(CPU, quiet()).run(linear_problem(60), [method], 1)
+    (done,) = Runner(CPU).run(linear_problem(60), [method], 1)
     losses = [point.train_loss for point in done.runs[0].checkpoints]
     assert losses[-1] < losses[0]
     assert method.name == "MoMo" or done.runs[0].step_sizes[-1] > 0.0
@@ -179,16 +173,15 @@ def test_names_are_unique():
     assert len(set(names)) == len(names)
 
 
-def test_a_missing_peer_is_named_with_what_to_do(monkeypatch):
+def test_a_missing_peer_is_named_with_what_to_do(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(DataError, match=r"prodigyopt==1\.1\.2 is missing.*python -m bench data"):
         peers.peer("prodigyopt")
-    console = quiet()
-    runner = Runner(CPU, console)
+    runner = Runner(CPU)
     done = runner.run(linear_problem(), [ADAM, peers.PRODIGY], 2)
     assert [one.method.name for one in done] == ["Adam"]
     assert list(runner.missing) == ["Linear: Prodigy"]
-    assert console.file.getvalue().count("left out") == 1
+    assert capsys.readouterr().out.count("left out") == 1
 
 
 def test_versions_of_peers(monkeypatch):
@@ -207,7 +200,7 @@ def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
         return run(problem, method, seed, device)
 
     monkeypatch.setattr(Problem, "run", seen)
-    case, runner = linear_problem(), Runner(CPU, quiet())
+    case, runner = linear_problem(), Runner(CPU)
     (done,) = runner.run(case, [tuned_adamw((1e-4, 1e-1, 1e3))], 2)
     assert seeds[:3] == [(lr, TUNING_SEED) for lr in ("lr=0.0001", "lr=0.1", "lr=1000")]
     assert seeds[3:] == [("lr=0.1", 0), ("lr=0.1", 1)]
@@ -218,7 +211,7 @@ def test_the_best_of_the_grid_is_chosen_with_a_seed_of_its_own(monkeypatch):
 
 
 def test_a_run_that_diverges_is_not_chosen():
-    (done,) = Runner(CPU, quiet()).run(linear_problem(), [tuned_adamw((math.inf, 1e-2))], 1)
+    (done,) = Runner(CPU).run(linear_problem(), [tuned_adamw((math.inf, 1e-2))], 1)
     assert done.lr == 1e-2
 
 
@@ -237,12 +230,12 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Problem, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        Runner(CPU, quiet(), tmp_path).run(linear_problem(), both, 2)
+        Runner(CPU, tmp_path).run(linear_problem(), both, 2)
     monkeypatch.setattr(Problem, "run", run)
-    runner = Runner(CPU, quiet(), tmp_path)
+    runner = Runner(CPU, tmp_path)
     resumed = runner.run(linear_problem(), both, 2)
     assert runner.reused == 3
-    fresh = Runner(CPU, quiet()).run(linear_problem(), both, 2)
+    fresh = Runner(CPU).run(linear_problem(), both, 2)
     for one, other in zip(resumed, fresh):
         for run, again in zip(one.runs, other.runs, strict=True):
             assert run.losses == again.losses
@@ -292,9 +285,9 @@ def test_the_command_writes_rows_curves_and_a_table(arguments, tmp_path, capsys)
     assert command.train(arguments) == 0
     found = Results.read(arguments.json)
     assert found.row("linear", "AdamW", "train_loss").n == 2
-    units = {curve.x_unit for curve in found.curves_of("linear", "train_loss")}
+    units = {curve.x_unit for curve in found.curves if curve.quantity == "train_loss"}
     assert units == {"plain steps of work", "s"}
-    over_seconds = next(found.curves_of("linear", "train_loss", "s"))
+    over_seconds = found.curves_of("linear", "train_loss", "s")[0]
     assert list(over_seconds.x) == sorted(over_seconds.x) and over_seconds.x[-1] > 0.0
     said = capsys.readouterr().out
     assert said.index("mean rank") < said.index("extra fwd.")  # the table of all problems first
@@ -378,7 +371,7 @@ def test_bad_arguments_are_named(arguments, change, message):
 
 def test_losses_that_are_not_numbers_are_valid_json(arguments):
     case = linear_problem()
-    runner = Runner(CPU, quiet())
+    runner = Runner(CPU)
     found = collect("train", {case: runner.run(case, [adamw("AdamW", "", math.inf)], 1)}, runner)
     assert math.isnan(found.row("linear", "AdamW", "train_loss").mean)
     found.write(arguments.json)
