@@ -1,7 +1,5 @@
 """What commands check and say in the same way: the device, names, a file, bars, the end."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Collection, Iterable, Iterator

@@ -3,8 +3,6 @@
 Every benchmark writes one such file; tables and plots are made from it and from nothing else.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import platform
@@ -131,7 +129,7 @@ class Results:
         path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> Results:
+    def read(cls, path: Path) -> "Results":
         content = json.loads(path.read_text(encoding="utf-8"))
         del content["schema"]
         content["rows"] = [Row(**_with_nan(one)) for one in content["rows"]]
