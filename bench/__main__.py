@@ -1,7 +1,5 @@
 """`python -m bench COMMAND` calls the function of that name with its options, which stand here."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -1,7 +1,5 @@
 """What commands check and say in the same way: the device, names, a file, bars, the end."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Collection, Iterable, Iterator
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from bench.results import Results
 from bench.tables import Table, to_rich
@@ -61,8 +59,8 @@ def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
 
 
 def progress_bars(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    return Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress("{task.description}", BarColumn(), TaskProgressColumn(), left, console=console)
 
 
 def finish(measured: Results, table: Table, file: Path, *more: Path) -> int:

@@ -5,8 +5,6 @@ slows all of it down, and ratios are taken within a round. On a GPU, on real mod
 not all have room at once, one comes after the other, and what is measured is the device's time.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import time

@@ -1,7 +1,5 @@
 """Every figure of the benchmarks, drawn from a results file and from nothing else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """All problems in one table: ranks, and each optimizer's losses relative to a reference's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from functools import partial

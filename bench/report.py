@@ -4,8 +4,6 @@ In README.md a table stands from `<!-- NAME:begin -->` to `<!-- NAME:end -->`; e
 results has its plots and a RESULTS.md with all its tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

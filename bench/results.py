@@ -3,8 +3,6 @@
 Every benchmark writes one such file; tables and plots are made from it and from nothing else.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import platform
@@ -49,16 +47,13 @@ def row(
     bench: str, case: str, optimizer: str, metric: str, unit: str, values: Sequence[float],
     timed: bool = False,
 ) -> Row:  # fmt: skip
-    """Describe `values` by their statistics; raise ValueError where there are none.
+    """Describe `values` by their statistics.
 
     With `timed` there are many repetitions on a shared machine: `low` and `high` are the 10 % and
     90 % quantiles, and the repetitions themselves are not kept.
     """
-    if not values:
-        raise ValueError(f"{bench}, {case}, {optimizer}: no values of {metric}")
-    ends, show = values, _five_digits if timed else float
-    if timed and len(values) > 1:
-        ends = quantiles(values, n=10, method="inclusive")
+    ends = quantiles(values, n=10, method="inclusive") if timed and len(values) > 1 else values
+    show = _five_digits if timed else float
     return Row(
         bench=bench, case=case, optimizer=optimizer, metric=metric, unit=unit,
         median=show(median(values)), low=show(min(ends)), high=show(max(ends)), n=len(values),
@@ -124,7 +119,6 @@ class Results:
         """Write JSON with one row or curve a line, so that a diff of two results can be read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": SCHEMA, **vars(self)}, default=vars)
-        # JSON has no number for what diverged: null stands for it
         content = json.loads(text, parse_constant=lambda _: None)
         parts = []
         for key, value in content.items():
@@ -135,21 +129,19 @@ class Results:
         path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> Results:
+    def read(cls, path: Path) -> "Results":
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("schema", None) != SCHEMA:
-            raise ValueError(f"{path}: not of schema {SCHEMA}")
-        rows = [Row(**_with_nan(one)) for one in content.pop("rows")]
-        curves = [Curve(**_with_nan(one)) for one in content.pop("curves")]
-        return cls(rows=rows, curves=curves, **content)
+        del content["schema"]
+        content["rows"] = [Row(**_with_nan(one)) for one in content["rows"]]
+        content["curves"] = [Curve(**_with_nan(one)) for one in content["curves"]]
+        return cls(**content)
 
 
-def _with_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _with_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_with_nan(value) for value in content]
-    return math.nan if content is None else content
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no number for what diverged: null stands for it, also in lists."""
+    lists = {key: [math.nan if x is None else x for x in value]
+             for key, value in content.items() if isinstance(value, list)}  # fmt: skip
+    return {key: math.nan if value is None else value for key, value in content.items()} | lists
 
 
 def environment(device: torch.device) -> dict[str, Any]:

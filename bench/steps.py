@@ -4,8 +4,6 @@ On a CPU all optimizers take turns, round after round, so that a machine that is
 slows all of them down; on a GPU, where they would not fit side by side, one comes after the other.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import logging

@@ -4,8 +4,6 @@
 A row is an optimizer, or a kernel.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path

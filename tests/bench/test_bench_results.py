@@ -24,7 +24,7 @@ def test_row_statistics():
     row = results.row("demo", "case", "Adam", "train_loss", "nats", [3.0, 1.0, 8.0])
     assert (row.median, row.low, row.high, row.n, row.mean) == (3.0, 1.0, 8.0, 3, 4.0)
     assert row.values == [3.0, 1.0, 8.0]
-    with pytest.raises(ValueError, match="no values of train_loss"):
+    with pytest.raises(ValueError, match="no median"):
         results.row("demo", "case", "Adam", "train_loss", "nats", [])
 
 
