@@ -91,5 +91,5 @@ def demo(arguments: argparse.Namespace) -> int:
     measured = collect("demo", cases, done, device)
     picture = arguments.out / "demo.png"
     draw_demo(measured, picture)
-    file = arguments.json or arguments.out / "demo.json"
+    file = arguments.out / "demo.json"
     return c.finish(measured, by_case(measured), file, picture)
