@@ -14,7 +14,7 @@ LOCAL = "bench/results/local"
 # The module, what the command does, and its options with their defaults.
 COMMANDS = {
     "demo": ("train", "train two small models with FusedSaLSa and with Adam, for the same work",
-             "--seeds=3 --device --out=bench/results/demo --json"),
+             "--seeds=3 --device --out=bench/results/demo"),
     "data": ("data", "fetch all data and the other optimizers into bench/.data, once; the rest "
              "then needs no network", ""),
     "train": ("train", "what training reaches, beside tuned AdamW and learning-rate-free "
@@ -36,14 +36,12 @@ COMMANDS = {
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "--device": {"choices": ("cpu", "cuda"), "help": "a GPU where there is one, if not said"},
-    "--json": {"type": Path, "metavar": "FILE",
-               "help": f"the results; where nothing else is said in {LOCAL}, or in DIR"},
+    "--json": {"type": Path, "metavar": "FILE", "help": "where the results go"},
     "--seeds": {"type": int, "metavar": "N", "help": "runs of each optimizer on each problem"},
     "--work": {"type": float, "metavar": "X", "help": "X times the usual number of steps"},
     "--rounds": {"type": int, "metavar": "N", "help": "how often everything is timed"},
     "--out": {"type": Path, "metavar": "DIR", "help": "what to write into"},
-    "--data": {"nargs": "+", "metavar": "CASE",
-               "help": "problems, as bench/README.md names them (default: all but the hub's)"},
+    "--data": {"nargs": "+", "metavar": "CASE", "help": "problems (default: all but the hub's)"},
     "--without": {"nargs": "+", "metavar": "CASE", "default": [], "help": "not these"},
     "--optimizers": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all)"},
     "--family": {"action": "store_true", "help": "the papers' other systems, beside FusedSaLSa"},

@@ -241,8 +241,7 @@ def measure(
         c.CONSOLE.print(case.title)
         if case.threads:
             torch.set_num_threads(case.threads)
-        before = partial(flush.add_, 1.0) if case.cold else None
-        clock = partial(timer, before=before)
+        clock = partial(timer, before=partial(flush.add_, 1.0) if case.cold else None)
         calls: dict[str, Call] = {}
         seconds: dict[str, Seconds] = {}
         weights: list[Tensor] = []
@@ -258,8 +257,8 @@ def measure(
             gc.collect()
             torch.cuda.empty_cache()
         rows += rows_of(case, found, seconds, together)
-    settings = {"cases": [case.title for case in cases], "tensors": TENSORS, "rounds": rounds,
-                "missing": missing}  # fmt: skip
+    titles = [case.title for case in cases]
+    settings = {"cases": titles, "tensors": TENSORS, "rounds": rounds, "missing": missing}
     return Results(results.environment(device), rows, settings=settings)
 
 

@@ -12,7 +12,6 @@ from bench.tables import DASH, Cell, Rows, Table, caption, show_number
 REFERENCE = "AdamW, tuned"
 FLOOR = 1e-12  # smaller losses count as this one: below it they are rounding
 CAP = 1e3  # larger ratios, and losses that are not finite, count as this one in a geometric mean
-HEADS = ("optimizer",)
 COLUMNS = (
     "training\nmean rank", "training\nratio", "training\nworst",
     "validation\nmean rank", "validation\nratio", "runs to\ntune",
@@ -97,7 +96,7 @@ def summary_table(results: Results) -> Table:
         ]
     counts = {"n_cases": cases, "n_optimizers": len(rows)}
     said = caption("summary", results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
-    return Table(COLUMNS, rows, said, HEADS)
+    return Table(COLUMNS, rows, said, ("optimizer",))
 
 
 def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[Cell]:
@@ -122,7 +121,7 @@ def ratio_table(results: Results, metric: str = "train_loss") -> Table:
         for name, own in ratios.items():
             rows[name,].append(Cell(show_ratio(own), best=own == best))
     said = caption("ratios", results, loss=LOSSES[metric], base=_said(results))
-    return Table([*results.settings["cases"]], rows, said, HEADS)
+    return Table([*results.settings["cases"]], rows, said, ("optimizer",))
 
 
 validation_ratio_table = partial(ratio_table, metric="validation_loss")

@@ -19,8 +19,6 @@ from bench.tables import Table, by_case, overview, to_markdown
 
 README = REPOSITORY / "README.md"
 PUBLISHED = REPOSITORY / "bench" / "results"
-MARKS = ("begin", "end")
-
 Tables = Sequence[Callable[[Results], Table]]
 RANKS = (summary_table, ratio_table)
 # What a page shows of NAME.json: the title, and tables; pictures stand before the last one.
@@ -82,7 +80,8 @@ def with_blocks(text: str, blocks: dict[str, str]) -> str:
     """`text` with every block made anew; markers and blocks have to be the same ones."""
     found = re.findall(r"<!-- (\w+):(begin|end) -->", text)
     names = [name for name, _ in found[::2]]
-    if sorted(names) != sorted(blocks) or found != [(n, m) for n in names for m in MARKS]:
+    pairs = [(name, mark) for name in names for mark in ("begin", "end")]
+    if found != pairs or sorted(names) != sorted(blocks):
         raise SystemExit(f"{README}: there must be markers of {sorted(blocks)}, once each")
     pattern = r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)"
     return re.sub(pattern, lambda m: f"{m[1]}{blocks[m[2]].strip()}\n{m[3]}", text, flags=re.DOTALL)
@@ -108,10 +107,7 @@ def report(arguments: argparse.Namespace) -> int:
     if not arguments.folder:
         blocks = {name: block(name) for name in BLOCKS}
         wanted[README] = with_blocks(README.read_text(encoding="utf-8"), blocks)
-    stale = [
-        path for path, text in wanted.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]  # fmt: skip
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
     if arguments.check:
         for path in stale:
             print(f"{shown(path)} is out of date: run python -m bench report", file=sys.stderr)

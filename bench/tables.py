@@ -84,10 +84,6 @@ def show_number(value: float) -> str:
     return f"{value:#.2g}" if abs(value) >= 0.001 else f"{value:.1e}".replace("e-0", "e-")
 
 
-def _zero_or(digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value:.{digits}f}" if value else "0"
-
-
 def _fewer_digits_from(limit: float, digits: int) -> Callable[[float], str]:
     return lambda value: f"{value:.{digits if value >= limit else digits + 1}f}"
 
@@ -100,7 +96,7 @@ ACCURACY = LOSS._replace(
     title="validation\naccuracy %", metric="validation_accuracy",
     show=lambda value: f"{100 * value:.1f}", best=-1,
 )  # fmt: skip
-EXTRA = Column("extra fwd.\nper step", "extra_forwards", _zero_or(2))
+EXTRA = Column("extra fwd.\nper step", "extra_forwards", lambda x: f"{x:.2f}" if x else "0")
 TO_FUSED = Column("to fused\nAdamW", "to_fused", "{:.2f}".format, "median", spread=True)
 TO_ADAM = TO_FUSED._replace(title="time to\nfused Adam's")
 PEAK = Column("peak MB", "peak_memory", "{:,.0f}".format)
@@ -113,7 +109,8 @@ KERNELS = (
 SHOWN: dict[str, tuple[Column, ...]] = {
     "demo": (
         *(one._replace(in_every_seed=True) for one in (LOSS, VALIDATION, ACCURACY)),
-        EXTRA._replace(title="extra\nfwd. per\nstep", show=_zero_or(3), spread=True),
+        EXTRA._replace(title="extra\nfwd. per\nstep", spread=True,
+                       show=lambda x: f"{x:.3f}" if x else "0"),
         Column("steps", "steps", "{:.0f}".format),
         Column("last\nstep\nsize", "final_step_size", show_number, "median"),
         Column("ms per\nstep", "step_time", "{:.1f}".format, "median"),
@@ -148,10 +145,10 @@ HOST_CASES = {"stay": "gradients where they were", "move": "gradients elsewhere 
 
 
 def by_case(results: Results) -> Table:
-    kind, cases = _kind(results), _cases(results)
+    kind = _kind(results)
     rows: Rows = {
         (title, name): [column.cell(results, case, name) for column in SHOWN[kind]]
-        for case, title in cases.items()
+        for case, title in _cases(results).items()
         for name in _names(results, case)
     }
     said = [caption(name, results) for name in (f"{kind}_overview", kind) if name in CAPTIONS]

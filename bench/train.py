@@ -50,7 +50,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """FusedSaLSa beside Adam on two small problems, in about two minutes."""
     device = c.chosen_device(arguments.device)
     c.check_amount(arguments)
-    file, picture = arguments.json or arguments.out / "demo.json", arguments.out / "demo.png"
+    file, picture = arguments.out / "demo.json", arguments.out / "demo.png"
     c.CONSOLE.print(
         f"Training with FusedSaLSa and Adam, {arguments.seeds} seeds each, on "
         f"{device_name(device)}:"
