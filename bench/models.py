@@ -86,13 +86,15 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn((8 // patch) ** 2, width))
         how: dict[str, Any] = {"batch_first": True, "norm_first": True, "activation": "gelu"}
         layer = partial(nn.TransformerEncoderLayer, width, 4, 4 * width, dropout=0.0, **how)
-        self.layers = nn.Sequential(*(layer() for _ in range(layers)))
+        self.layers = nn.ModuleList(layer() for _ in range(layers))  # units are formed of them
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images).flatten(2).transpose(1, 2) + self.positions
-        return self.head(self.norm(self.layers(x)).mean(1))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x).mean(1))
 
 
 class CharLSTM(nn.Module):
