@@ -81,7 +81,7 @@ def test_a_handler_that_raises_at_any_moment_leaves_a_whole_step_or_none():
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("search_period", [None, 1, (1, 4)])
 @pytest.mark.parametrize("name", ["SIGALRM", "SIGINT"])
-def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
+def test_a_hundred_interrupted_steps(search_period, name, times, monkeypatch):
     """Afterwards every step works, Ctrl-C does, and gradients are recorded.
 
     A second alarm comes while the first is on its way out.
@@ -121,7 +121,7 @@ def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
 
     with alarms(interrupt):
         end = time.monotonic() + 10.0
-        while interrupted < 200 and time.monotonic() < end:
+        while interrupted < 100 and time.monotonic() < end:
             try:
                 step_until_interrupted()
                 left = 0
@@ -136,7 +136,7 @@ def test_hundreds_of_interrupted_steps(search_period, name, times, monkeypatch):
             steps = optimizer.metrics()["steps"]
             optimizer.step(loss)
             assert optimizer.metrics()["steps"] == steps + 1
-    assert interrupted >= 200
+    assert interrupted >= 100
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")

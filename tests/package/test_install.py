@@ -141,6 +141,7 @@ def compiled_modules(wheel: Path) -> set[str]:
     return {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
 
 
+@pytest.mark.slow
 @needs_cxx
 def test_without_nvcc_the_cpus_kernels_alone(source, tools, tmp_path):
     wheel, output = build_wheel(source, tmp_path, tools)
