@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--work": {"type": float, "metavar": "X", "help": "X times the usual number of steps"},
     "--rounds": {"type": int, "metavar": "N", "help": "how often everything is timed"},
     "--out": {"type": Path, "metavar": "DIR", "help": "what to write into"},
-    "--data": {"nargs": "+", "metavar": "CASE", "help": "problems (default: all but the hub's)"},
+    "--data": {"nargs": "+", "metavar": "CASE", "help": "problems (default: all)"},
     "--without": {"nargs": "+", "metavar": "CASE", "default": [], "help": "not these"},
     "--optimizers": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all)"},
     "--family": {"action": "store_true", "help": "the papers' other systems, beside FusedSaLSa"},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from bench.results import Results
 from bench.tables import Table, to_rich
@@ -56,11 +55,6 @@ def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
         no_room = isinstance(error, torch.OutOfMemoryError)
         missing[what] = "no room" if no_room else f"{kind}{error}".partition("\n")[0]
         CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow")
-
-
-def progress_bars(console: Console) -> Progress:
-    left = TimeRemainingColumn(elapsed_when_finished=True)
-    return Progress("{task.description}", BarColumn(), TaskProgressColumn(), left, console=console)
 
 
 def finish(measured: Results, table: Table, file: Path, *more: Path) -> int:

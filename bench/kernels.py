@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import DeviceType
 
 from bench import console as c
 from bench import networks, results
@@ -76,15 +75,6 @@ def device_time(call: Call, before: Call) -> float:
     end.record()
     end.synchronize()
     return 1e-3 * start.elapsed_time(end)
-
-
-def launches_of(call: Call) -> int:
-    """Kernels that one call launches on a GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
-    return sum(not name.startswith("Mem") for name in on_device)
 
 
 class Timed(NamedTuple):
@@ -250,9 +240,6 @@ def measure(
                 weights = weights or weights_of(case, device)
                 calls |= {name: timed.build(weights) for name, timed in group.items()}
                 seconds |= in_turn(calls, rounds, clock)
-                for name in calls if gpu else ():
-                    launches = {("launches", "1"): [launches_of(calls[name])]}
-                    rows += timed_rows("kernels", case.title, name, launches)
             calls.clear()  # and with them the moments
             gc.collect()
             torch.cuda.empty_cache()
@@ -302,9 +289,9 @@ def host(arguments: argparse.Namespace) -> int:
         for case in HOST_CASES:
             seconds = host_seconds(device, arguments.rounds, moving=case == "move")
             for name, own in seconds.items():
-                us, relative = [1e6 * t for t in own], ratios(own, seconds[ADAM])
-                metrics = {("time", "us"): us, ("to_fused", "1"): relative}
-                rows += timed_rows("host", case, name, metrics)
+                us = {("time", "us"): [1e6 * t for t in own]}
+                to_fused = {("to_fused", "1"): ratios(own, seconds[ADAM])}
+                rows += timed_rows("host", case, name, {**us, **to_fused})
     settings = {"tensors": HOST_TENSORS, "rounds": arguments.rounds, "launches": gpu}
     measured = Results(results.environment(device), rows, settings=settings)
     return c.finish(measured, by_case(measured), arguments.json)

@@ -52,24 +52,7 @@ def bert(config: Any) -> Any:
 
 def masked_bert(config: Any) -> nn.Module:
     """Tokens (batch, time) -> logits (batch, time, vocabulary): what BERT is pre-trained for."""
-    with torch.random.fork_rng(devices=[]):
-        model: Any = transformers.BertForMaskedLM(config)
-    model.bert = bert(config)  # the encoder's weights are drawn first, then the head's
-    model.bert.pooler = None
-    model.tie_weights()
-    model.cls.predictions.transform.dense.reset_parameters()
-    _draw(model.cls.predictions.transform.dense)
-    return Logits(model, padded=True)
-
-
-def _draw(layer: nn.Linear) -> None:
-    nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-
-
-def classifying_bert(config: Any) -> Any:
-    """Tokens (batch, time) -> logits (batch, classes), from the first token through the pooler."""
-    return Logits(transformers.BertForSequenceClassification(config), padded=True)
+    return Logits(transformers.BertForMaskedLM(config), padded=True)
 
 
 class MeanClassifier(nn.Module):
@@ -84,7 +67,8 @@ class MeanClassifier(nn.Module):
         bert.pooler = None
         self.dropout = nn.Dropout(bert.config.hidden_dropout_prob)
         self.classifier = nn.Linear(bert.config.hidden_size, classes)
-        _draw(self.classifier)
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         shown = tokens != PADDING
@@ -131,25 +115,9 @@ def llama(size: str) -> nn.Module:
     return Logits(transformers.LlamaForCausalLM(config))
 
 
-def resnet(depth: int, classes: int = 1000, *, cifar: bool = False) -> nn.Module:
-    """Images (batch, 3, height, width) -> (batch, classes); the stride is the 3x3's."""
-    how: dict[str, Any] = {"num_labels": classes, "depths": [3, 4, 6, 3]}
+def resnet(depth: int) -> nn.Module:
+    """Images (batch, 3, height, width) -> (batch, 1000); the stride is the 3x3's."""
+    how: Any = {"num_labels": 1000, "depths": [2, 2, 2, 2] if depth == 18 else [3, 4, 6, 3]}
     if depth < 50:
         how |= {"hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
-    if depth == 18:
-        how["depths"] = [2, 2, 2, 2]
-    with torch.random.fork_rng(devices=[]):  # its own first weights are not used
-        model: Any = transformers.ResNetForImageClassification(transformers.ResNetConfig(**how))
-    stem, stages = model.resnet.embedder, model.resnet.encoder.stages
-    if cifar:  # small images: no stride and no pooling at the start
-        stem.embedder.convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        stem.pooler = nn.Identity()
-    else:
-        stem.embedder.convolution.reset_parameters()
-    blocks = [block for stage in stages for block in stage.layers]
-    for part in (part for block in blocks for part in (block.layer, block.shortcut)):
-        for convolution in (one for one in part.modules() if isinstance(one, nn.Conv2d)):
-            convolution.reset_parameters()
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    model.classifier[1].reset_parameters()
-    return Logits(model)
+    return Logits(transformers.ResNetForImageClassification(transformers.ResNetConfig(**how)))

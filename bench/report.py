@@ -94,7 +94,7 @@ def page(folder: Path) -> str:
         if (path := folder / f"{name}.json").exists():
             results = Results.read(path)
             texts += [f"## {title}\n", *(to_markdown(make(results)) for make in first)]
-            texts += [f"![{title}]({p}.png)\n" for p, (of, _) in PICTURES.items() if of == name]
+            texts += [f"![{title}]({name}.png)\n"] if name in PICTURES else []
             texts.append(_shown(results, [last]))
     return "\n".join(texts)
 

@@ -25,7 +25,6 @@ from salsa_fused import __version__
 
 SCHEMA = 1
 REPOSITORY = Path(__file__).parent.parent
-UNIT_SIZE = "step_size of "  # and a unit's name: a quantity of curves
 
 
 class Row(SimpleNamespace):
@@ -107,9 +106,6 @@ class Results:
     def rows_of(self, case: str, metric: str) -> dict[str, Row]:
         """The rows of all optimizers, by their names."""
         return {r.optimizer: r for r in self.rows if (r.case, r.metric) == (case, metric)}
-
-    def row(self, case: str, optimizer: str, metric: str) -> Row:
-        return self.rows_of(case, metric)[optimizer]
 
     def curves_of(self, case: str, quantity: str, x_unit: str) -> list[Curve]:
         wanted = (case, quantity, x_unit)

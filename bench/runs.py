@@ -14,20 +14,20 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
 from bench import console as c
 from bench import results
 from bench.methods import Method, closure_step
 from bench.peers import versions
 from bench.ranks import or_infinite
-from bench.results import REPOSITORY, UNIT_SIZE, Curve, Results, Row
+from bench.results import REPOSITORY, Curve, Results, Row
 from bench.sets.fetch import whole
 from bench.training import FINAL_SHARE, Case, Checkpoint, Problem, Run
 
 TUNING_SEED = 1000  # none of the seeds that count
 # Sources that decide what a run does, and those that do where FusedSaLSa is run.
-SOURCES = ("methods", "peers", "training", "problems", "hub", "models", "networks", "sets/*")
+SOURCES = ("methods", "peers", "training", "problems", "models", "networks", "sets/*")
 OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py")
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
 BAR = TaskID(0)  # the only one
@@ -103,8 +103,8 @@ class Runner:
 
     def run(self, case: Case, methods: Sequence[Method], seeds: int) -> list[Done]:
         """The methods take turns, also in going first: a busy machine slows all of them down."""
-        found, seeds = [], seeds * case.repeats
-        with c.progress_bars(c.CONSOLE) as self.bar:
+        found = []
+        with Progress(*Progress.get_default_columns(), console=c.CONSOLE) as self.bar:
             self.bar.add_task(case.title, total=sum(seeds + len(one.grid) for one in methods))
             for method in methods:
                 with c.left_out(self.missing, f"{case.title}: {method.name}"):
@@ -151,9 +151,7 @@ def said_of(done: Mapping[Any, list[Done]], runner: Runner) -> dict[str, Any]:
     return {
         "cases": {case.case: case.title for case in done},
         "descriptions": {case.case: case.description for case in done},
-        "seeds": max(
-            len(one.runs) // case.repeats for case, found in done.items() for one in found
-        ),
+        "seeds": max(len(one.runs) for found in done.values() for one in found),
         "final_share": FINAL_SHARE,
         "missing": runner.missing,
     }
@@ -206,27 +204,17 @@ def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:
 
 
 def curves_of(bench: str, problem: Problem, done: Done) -> list[Curve]:
-    """Losses over work (in plain steps' worth of it) and over seconds, the step size over steps.
-
-    Seconds are the seeds' mean: those of steps, without evaluations.
-    """
+    """Losses over work (in plain steps' worth of it), and the step size over steps."""
     curve, runs = partial(results.curve, bench, problem.case, done.method.name), done.runs
     marks = range(problem.checkpoints + 1)
     work = [mark * problem.plain_steps / problem.checkpoints for mark in marks]
-    seconds = [fmean(p.seconds for p in points) for points in zip(*(r.checkpoints for r in runs))]
     steps = range(1, 1 + max(len(run.step_sizes) for run in runs))
     losses = {
         name: [[getattr(point, name) for point in run.checkpoints] for run in runs]
         for name in ("train_loss", "validation_loss")
     }
-    sizes = {"step_size": [run.step_sizes for run in runs]}
-    for unit in runs[0].unit_sizes:
-        sizes[f"{UNIT_SIZE}{unit}"] = [run.unit_sizes[unit] for run in runs]
-    return [
-        *(curve(name, "plain steps of work", work, series) for name, series in losses.items()),
-        *(curve(name, "s", seconds, series) for name, series in losses.items()),
-        *(curve(name, "steps", steps, series) for name, series in sizes.items()),
-    ]
+    over_work = [curve(name, "plain steps of work", work, of) for name, of in losses.items()]
+    return [*over_work, curve("step_size", "steps", steps, [run.step_sizes for run in runs])]
 
 
 def final(problem: Problem, run: Run) -> list[Checkpoint]:

@@ -186,10 +186,9 @@ class Stepper:
 
     def steps(self, count: int) -> list[Step]:
         """Take whole steps, forward and backward included."""
-        return [self.step() for _ in range(count)]
+        return [self._step(self.loop.optimizer) for _ in range(count)]
 
-    def step(self) -> Step:
-        optimizer: Any = self.loop.optimizer
+    def _step(self, optimizer: Any) -> Step:
         due = self.method.step is closure_step and optimizer.search_due
         seconds = self.loop.step(partial(loss_of, self.model, next(self.batches), self.loop.device))
         kind = PLAIN if not due else AT_ONCE if optimizer.last_search.trials == 1 else REJECTED
@@ -206,7 +205,7 @@ def settled(workload: Workload, method: Method, device: torch.device) -> tuple[S
 
     stepper, peak = with_peak_memory(make, device)
     state = tree_leaves(list(stepper.loop.optimizer.state.values()))
-    taken = sum(one.numel() * one.element_size() for one in state if isinstance(one, Tensor))
+    taken = sum(one.nbytes for one in state if isinstance(one, Tensor))
     return stepper, Figures(peak, taken / parameter_count(stepper.model), [])
 
 

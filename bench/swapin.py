@@ -54,7 +54,6 @@ def collect(options: dict[str, Any], done: dict[Script, list[Done]], runner: Run
         "scores": {script.case: script.score for script in done},
         "shown": {script.case: list(found[0].runs[0].scores) for script, found in done.items()},
         "judged_by": {script.case: script.judged_by for script in done},
-        "higher_is_better": [script.case for script in done if script.higher_is_better],
         "ways": {
             script.case: {one.method.name: one.method.settings for one in found}
             for script, found in done.items()
@@ -115,15 +114,13 @@ def swapin_table(results: Results) -> Table:
     rows: Rows = {}
     for case, title in settings["cases"].items():
         judged_by, shown = settings["judged_by"][case], settings["shown"][case]
-        sign = -1 if case in settings["higher_is_better"] else 1
-
         loss, *scores = (
-            MEAN._replace(metric=metric, best=sign if metric == judged_by else 0)
+            MEAN._replace(metric=metric, best=int(metric == judged_by))
             for metric in ("final_loss", *shown)
         )
         for name in settings["ways"][case]:
             of = partial(_cell, results, case, name)
-            died = results.row(case, name, "died")
+            died = results.rows_of(case, "died")[name]
             rows[title, name] = [
                 of([loss]), of(scores), Cell(f"{round(sum(died.values))} of {died.n}"),
                 of([EARLY_PEAK]), of(STEP_SIZES, " "), of([SECONDS]),

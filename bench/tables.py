@@ -125,7 +125,6 @@ SHOWN: dict[str, tuple[Column, ...]] = {
     "kernels": (*KERNELS, TO_ADAM),
     "gpu_kernels": (
         *KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),
-        Column("launches", "launches", "{:.0f}".format),
     ),
     "host": (Column("us", "time", "{:.0f}".format, "median", spread=True), TO_ADAM),
 }  # fmt: skip

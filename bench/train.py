@@ -8,7 +8,6 @@ import argparse
 from functools import partial
 
 from bench import console as c
-from bench.hub import HUB
 from bench.methods import ADAM
 from bench.optimizers import FAMILY, FUSED_SALSA, METHODS
 from bench.plots import draw_demo
@@ -25,18 +24,17 @@ def train(arguments: argparse.Namespace) -> int:
     device = c.chosen_device(arguments.device)
     bench = "family" if arguments.family else "train"
     known = {method.name: method for method in (FAMILY if arguments.family else METHODS)}
-    problems = {**PROBLEMS, **HUB}
     names = dict.fromkeys(arguments.data or PROBLEMS)
     wanted = arguments.optimizers or known
     c.check_amount(arguments)
     c.check_names("--optimizers", wanted, known)
-    c.check_names("--data", [*names, *arguments.without], problems)
+    c.check_names("--data", [*names, *arguments.without], PROBLEMS)
     file = arguments.json or c.LOCAL / f"{bench}.json"
     c.check_writable(file)
     runner = Runner(device, KEPT, arguments.again)
     measured = runner.run_all(
         [name for name in names if name not in arguments.without],
-        lambda name: problems[name](name, device).scaled(arguments.work),
+        lambda name: PROBLEMS[name](name, device).scaled(arguments.work),
         lambda _: [method for name, method in known.items() if name in wanted],
         arguments.seeds, file, partial(collect, bench),
     )  # fmt: skip

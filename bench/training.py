@@ -35,7 +35,6 @@ class Checkpoint:
     train_loss: float
     validation_loss: float
     validation_accuracy: float  # not a number where targets are not classes
-    seconds: float  # in steps so far, without evaluations
 
 
 @dataclass
@@ -48,7 +47,6 @@ class Run:
     step_sizes: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    unit_sizes: dict[str, list[float]] = field(default_factory=dict)  # where units have their own
     # of scripts:
     scores: dict[str, float] = field(default_factory=dict)
     died: bool = False
@@ -117,10 +115,10 @@ class Loop:
 
     def step(self, closure: Closure) -> float:
         """Take a step; return its seconds."""
-        groups, run, before = self.optimizer.param_groups, self.run, self.work.forwards
+        run, before = self.run, self.work.forwards
         if self.method.factor is not None:
             factor = self.method.factor(self.work.units / self.budget)
-            for group, lr in zip(groups, self._full):
+            for group, lr in zip(self.optimizer.param_groups, self._full):
                 group["lr"] = factor * lr
         start = now(self.device)
         loss = self.method.step(self.optimizer, self.work.counting(closure))
@@ -131,9 +129,6 @@ class Loop:
         # A plain step has one forward; what is above that was spent on the search.
         run.extra_forwards.append(self.work.forwards - before - 1)
         run.step_sizes.append(self.method.step_size(self.optimizer))
-        for group in groups:
-            if group.get("units") == "groups":
-                run.unit_sizes.setdefault(group["name"], []).append(group["step_size"])
         return seconds
 
 
@@ -158,7 +153,6 @@ class Case:
     title: str
     description: str  # of data and model, for a reader
     plain_steps: int  # the budget: as much work as this many steps without a search
-    repeats: int = 1  # runs for every seed, where they differ a lot
 
     @property
     def budget(self) -> int:
@@ -244,5 +238,4 @@ class Problem(Case):
         for one in modes:
             one.train()
         accuracy = correct / count if self.classes else math.nan
-        work, seconds = max(run.work, default=0), sum(run.milliseconds) / 1e3
-        return Checkpoint(work, losses[0], losses[1], accuracy, seconds)
+        return Checkpoint(max(run.work, default=0), losses[0], losses[1], accuracy)

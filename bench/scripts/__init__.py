@@ -5,7 +5,6 @@ Each is what a line search without a learning rate can lose in its first steps.
 
 from collections.abc import Callable
 
-from bench.scripts.actor_critic import actor_critic
 from bench.scripts.script import Script
 from bench.scripts.supervised import nano_gpt, tiny_vit, word2vec, word_lm
 from bench.scripts.wgan_gp import wgan_gp
@@ -15,6 +14,5 @@ SCRIPTS: dict[str, Callable[..., Script]] = {
     "word-lm": word_lm,
     "word2vec": word2vec,
     "wgan-gp": wgan_gp,
-    "actor-critic": actor_critic,
     "tiny-vit": tiny_vit,
 }

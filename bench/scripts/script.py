@@ -26,7 +26,6 @@ class Script(Case):
     schedules: tuple[Factor | None, ...] = (None,)  # of swapped runs
     score: str = ""  # in words: what `Run.scores` has
     judged_by: str = "final_loss"  # or one of the scores, where the loss says little
-    higher_is_better: bool = False
 
     def run(self, method: Method, seed: int, device: torch.device) -> Run:
         """Train, and record the time and whether it died."""
@@ -40,10 +39,8 @@ class Script(Case):
         start = time.perf_counter()
         # A softmax that is saturated is full of denormals: a step then takes five times as long.
         torch.set_flush_denormal(True)
-        try:
-            recorded.died = self.train(loop, recorded, torch.Generator().manual_seed(seed))
-        finally:
-            torch.set_flush_denormal(False)
+        recorded.died = self.train(loop, recorded, torch.Generator().manual_seed(seed))
+        torch.set_flush_denormal(False)
         recorded.seconds = time.perf_counter() - start
         return recorded
 

@@ -289,25 +289,15 @@ def test_published_sizes(model, count, tensors):
 def test_padding_changes_nothing():
     torch.manual_seed(0)
     config = bert_config(**TINY_BERT)
-    for model in (networks.MeanClassifier(bert(config)), networks.classifying_bert(config)):
-        tokens = torch.randint(1, 40, (2, 6))
-        padded = torch.nn.functional.pad(tokens, (0, 5))
-        torch.testing.assert_close(model.eval()(tokens), model(padded))
+    model, tokens = networks.MeanClassifier(bert(config)), torch.randint(1, 40, (2, 6))
+    padded = torch.nn.functional.pad(tokens, (0, 5))
+    torch.testing.assert_close(model.eval()(tokens), model(padded))
 
 
 def test_a_masked_model_has_its_decoder_tied():
     model = masked_bert(bert_config(**TINY_BERT))
     assert model(torch.randint(1, 40, (2, 6))).shape == (2, 6, 40)
     assert sum(p.numel() == 40 * 16 for p in model.parameters()) == 1
-
-
-def test_resnets_shrink_images_as_published():
-    shapes = []
-    for model, size in ((resnet(18), 64), (resnet(34, 10, cifar=True), 32)):
-        embedder = model.model.resnet.embedder
-        embedder.register_forward_hook(lambda module, inputs, found: shapes.append(found.shape))
-        shapes.append(model(torch.randn(2, 3, size, size)).shape)
-    assert shapes == [(2, 64, 16, 16), (2, 1000), (2, 64, 32, 32), (2, 10)]
 
 
 def tiny_gpt(layers: int = 2) -> Logits:

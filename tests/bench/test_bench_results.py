@@ -76,7 +76,7 @@ def test_results_survive_their_file(tmp_path):
     written.write(tmp_path / "demo.json")
     found, text = Results.read(tmp_path / "demo.json"), (tmp_path / "demo.json").read_text()
     assert (found.curves, found.settings) == (written.curves, written.settings)
-    assert math.isnan(found.row("digits", "Adam", "train_loss").values[1])
+    assert math.isnan(found.rows_of("digits", "train_loss")["Adam"].values[1])
     assert '"schema": 1' in text and "NaN" not in text
     assert text.count("\n") > len(written.rows)  # a row a line
 
@@ -300,12 +300,12 @@ def test_the_readme_and_the_pages_say_what_the_results_say(capsys):
 def test_the_gpu_block_says_what_was_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PUBLISHED", tmp_path)
     assert "not measured yet" in report.block("gpu")
-    metrics = ["time", "bandwidth", "of_copy", "to_fused", "launches"]
+    metrics = ["time", "bandwidth", "of_copy", "to_fused"]
     found = timed("kernels", metrics, [1.0], missing={"m: big": "no room"})
     found.environment.update(kind="gpu", device="NVIDIA X", torch="2", triton="3", commit="c")
     found.environment["command"] = "python -m bench kernels --device cuda"
     found.write(tmp_path / "x" / "kernels.json")
     text = report.block("gpu")
-    assert "| large | copy | 2.00 | 2 | 2.00 | 2.00 | 2 |" in text
+    assert "| large | copy | 2.00 | 2 | 2.00 | 2.00 |" in text
     assert "Left out: m: big (no room)." in text
     assert "Measured on NVIDIA X, torch 2, Triton 3, c: `python -m bench kernels" in text
