@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from accesses import MOMENTS, accesses
-from gpu_code import cuobjdump
+from gpu_code import cuobjdump, kernel_name
 
 from salsa_fused.kernels.backends import cuda as native_cuda
 
@@ -23,14 +23,6 @@ needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cu
 def dump(*options):
     command = [cuobjdump(), *options, native_cuda.module.__file__]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def kernel_name(mangled):
-    names = "first_trial|next_trial|step|norms|trust_ratios|alignment"
-    kernel = re.search(rf"\d({names})_kernel", mangled)[1]
-    direction = re.search(rf"\d({'|'.join(MOMENTS)})", mangled, re.IGNORECASE)
-    dtype = "bf16" if "bf16" in mangled else "fp16" if "fp16" in mangled else "fp32"
-    return kernel, direction[1].lower() if direction else "sgd", dtype
 
 
 def by_kernel(text):

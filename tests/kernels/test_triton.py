@@ -105,6 +105,21 @@ def test_where_triton_cannot_launch_the_reference_serves(gpu, monkeypatch):
     triton_backend.launch_failure.cache_clear()
 
 
+def test_what_failed_on_the_device_before_is_not_remembered_as_tritons(gpu, monkeypatch):
+    class Failing:
+        def __getitem__(self, grid):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(triton_backend, "_kernels", lambda: SimpleNamespace(probe=Failing()))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "empty", lambda *args, **keywords: None)
+    triton_backend.launch_failure.cache_clear()
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        triton_backend.launch_failure(gpu.device)
+    monkeypatch.undo()
+    triton_backend.launch_failure.cache_clear()
+
+
 def test_triton_serves_a_gpu(gpu, monkeypatch):
     monkeypatch.setattr(triton_backend, "missing", lambda: None)
     monkeypatch.setattr(triton_backend, "launch_failure", lambda device: None)

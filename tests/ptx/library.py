@@ -43,7 +43,11 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
 
 
 def run(*command: str | Path) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    # the sanitizer is for what runs in this process, not for compilers
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{done.args[0]} failed:\n{(done.stderr or done.stdout)[:3000]}")
 
