@@ -63,3 +63,8 @@ def finish(measured: Results, table: Table, file: Path, console: Console, *more:
     console.print(table.caption, style="dim")
     console.print(f"\nWrote {', '.join(map(str, (file, *more)))}.")
     return 0
+
+
+def in_one_line(error: Exception) -> str:
+    """Return its message for a caption: the reason may stand in a later line than the first."""
+    return " ".join(str(error).split())[:160]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import cycle
 from unittest import mock
 
@@ -30,7 +31,7 @@ def host(arguments: argparse.Namespace) -> int:
     gpu = device.type == "cuda"
     with nullcontext() if gpu else without_launches():
         for case in HOST_CASES:
-            seconds = measure(device, arguments.rounds, moving=case == "move")
+            seconds = measure(device, arguments.rounds, case=case)
             for name, own in seconds.items():
                 us, relative = [1e6 * t for t in own], ratios(own, seconds[ADAM])
                 rows.append(results.timed_row("host", case, name, "time", "us", us))
@@ -65,8 +66,12 @@ def _do_nothing(*arguments: object, **keywords: object) -> None:
     pass
 
 
-def measure(device: torch.device, rounds: int, *, moving: bool) -> dict[str, Seconds]:
-    """Seconds of every plain step; `moving` gradients are other tensors in every round."""
+def measure(device: torch.device, rounds: int, *, case: str) -> dict[str, Seconds]:
+    """Seconds of every plain step; gradients that "move" are other tensors in every round.
+
+    A "closure" returns a loss that is there, whose gradients are there too.
+    """
+    moving, loss = case == "move", torch.zeros((), device=device)
     weights = [nn.Parameter(torch.randn(ELEMENTS, device=device)) for _ in range(TENSORS)]
     gradients = cycle([[torch.randn_like(weight) for weight in weights] for _ in range(1 + moving)])
 
@@ -85,4 +90,6 @@ def measure(device: torch.device, rounds: int, *, moving: bool) -> dict[str, Sec
         ADAM: torch.optim.Adam(weights, lr=1e-6, fused=True).step,
         OURS: plain_step(weights, "triton"),
     }
+    if case == "closure":
+        steps = {name: partial(step, lambda: loss) for name, step in steps.items()}
     return in_turn(steps, rounds, before=before, after_round=move)

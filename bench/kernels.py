@@ -144,6 +144,7 @@ CPU_MODELS = {  # the number of parameters, and whether caches are cold
 GPU_MODELS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
     "BERT-base, fp32": (lambda: networks.bert(networks.bert_config()), torch.float32),
     "GPT-2 XL, fp32": (partial(networks.gpt, 50257, 1024, 48, 25, 1600), torch.float32),
+    "GPT-2 XL, bf16": (partial(networks.gpt, 50257, 1024, 48, 25, 1600), torch.bfloat16),
     "Llama 7B, bf16": (partial(networks.llama, "7B"), torch.bfloat16),
 }
 
@@ -265,7 +266,7 @@ def measure(
                     rows.append(_row(case, name, "launches", "1", [launches_of(calls[name])]))
             except Exception as error:
                 no_room = isinstance(error, torch.OutOfMemoryError)
-                why = "no room" if no_room else f"{type(error).__name__}: {error}"
+                why = "no room" if no_room else f"{type(error).__name__}: {c.in_one_line(error)}"
                 skipped[f"{case.title}: {name}"] = why
                 console.print(f"{case.title}: {name}: left out: {why}", style="yellow")
             if not together:

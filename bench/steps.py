@@ -187,8 +187,8 @@ def measure(
                 waiting.append(stepper)
             found.append(stepper.figures)
         except Exception as error:  # a peer that is not there, fails, or has no room
-            reason = "no room" if isinstance(error, torch.OutOfMemoryError) else str(error)
-            missing[title] = reason.partition("\n")[0]
+            no_room = isinstance(error, torch.OutOfMemoryError)
+            missing[title] = "no room" if no_room else c.in_one_line(error)
             console.print(f"{title}: left out: {missing[title]}", style="yellow")
         stepper = None  # and with it the model
         gc.collect()

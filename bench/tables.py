@@ -161,7 +161,11 @@ SHOWN: dict[str, tuple[tuple[Column, ...], tuple[str, str], tuple[str, str]]] = 
         ("case", "optimizer"), ("", ""),
     ),
 }  # fmt: skip
-HOST_CASES = {"stay": "gradients where they were", "move": "gradients elsewhere in every step"}
+HOST_CASES = {
+    "stay": "gradients where they were",
+    "move": "gradients elsewhere in every step",
+    "closure": "step(closure)",
+}
 
 
 def by_case(results: Results) -> Table:
@@ -194,7 +198,10 @@ def _kind(results: Results) -> str:
 
 
 def _cases(results: Results) -> dict[str, str]:
-    cases = results.settings.get("cases", HOST_CASES)
+    measured = {row.case for row in results.rows}
+    cases = results.settings.get(
+        "cases", {case: title for case, title in HOST_CASES.items() if case in measured}
+    )
     return cases if isinstance(cases, dict) else dict(zip(cases, cases))
 
 

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bench import console as c
 from bench import host, kernels, networks, peers, report, steps, workloads
 from bench.kernels import Timed
 from bench.methods import Method, adamw
@@ -112,6 +113,11 @@ def test_a_gpu_without_room_is_reported(monkeypatch):
     assert not found.rows
 
 
+def test_a_reason_stands_in_one_line():
+    error = RuntimeError("backend='inductor' raised:\nOSError: no compiler\n  at home")
+    assert c.in_one_line(error) == "backend='inductor' raised: OSError: no compiler at home"
+
+
 def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(host, "TENSORS", 3)
@@ -120,6 +126,7 @@ def test_the_host_is_timed_without_launches(tmp_path, monkeypatch):
     found = Results.read(file)
     assert found.row("stay", host.ADAM, "to_fused").median == 1.0
     assert found.row("move", host.OURS, "time").median > 0.0
+    assert found.row("closure", host.OURS, "time").median > 0.0
     assert "copies and launches left out of both" in by_case(found).caption
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
