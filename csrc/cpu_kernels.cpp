@@ -172,10 +172,9 @@ SALSA_INLINE double first_trial_loop(Piece<T> p, bool past_caches) {
 
 template <class D, class T>
 SALSA_INLINE void next_trial_loop(Piece<T> p, bool past_caches) {
-    constexpr int kSome = std::is_same_v<T, fp16> ? kBlock : kBurst;
-    T stored[kSome];
-    for (std::int64_t base = 0; base < p.size; base += kSome) {
-        const int n = block_size<kSome>(p.size - base);
+    T stored[kBurst];
+    for (std::int64_t base = 0; base < p.size; base += kBurst) {
+        const int n = block_size<kBurst>(p.size - base);
         const Read<T> gradients(p.g + base, n), weights(p.saved + base, n);
         Write<T> points(stored);
         SALSA_INDEPENDENT
@@ -192,7 +191,8 @@ SALSA_INLINE void next_trial_loop(Piece<T> p, bool past_caches) {
 
 template <class D, class T>
 SALSA_INLINE void step_loop(Piece<T> p) {
-    constexpr int kSome = std::is_same_v<T, fp16> ? kBlock : 1 << 30;  // else all at once
+    // beyond the caches long blocks keep reads waiting; what needs no block takes all at once
+    constexpr int kSome = std::is_same_v<T, fp16> ? kBurst : 1 << 30;
     for (std::int64_t base = 0; base < p.size; base += kSome) {
         const int n = block_size<kSome>(p.size - base);
         const T* from = (p.saved != nullptr ? p.saved : p.w) + base;
