@@ -62,7 +62,8 @@ test-gpu:
 	$(PYTHON) -m salsa_fused
 	$(PYTHON) -m pytest -q
 
-# The C++ kernels under the address and the undefined-behaviour sanitizer, in a copy of the tree.
+# The C++ kernels under the address and the undefined-behaviour sanitizer, in a copy of the tree; and
+# the GPU kernels' PTX, translated, under the first of them.
 # libstdc++ is named so that the sanitizer finds it first and can follow torch's exceptions.
 SANITIZED := build/sanitized
 sanitize: $(VENV)/.installed
@@ -70,15 +71,17 @@ sanitize: $(VENV)/.installed
 	cp -r csrc salsa_fused bench tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/salsa_fused/*.so
 	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(abspath $(BIN))/python -m pytest -q --capture=sys \
+	cd $(SANITIZED) && SALSA_FUSED_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  $(abspath $(BIN))/python -m pytest -q --capture=sys -m "not slow" \
 	  tests/kernels/test_kernels.py tests/kernels/test_formulas.py tests/optimizer/test_changes.py \
-	  tests/kernels/test_watch.py tests/search/test_trajectories.py
+	  tests/kernels/test_watch.py tests/search/test_trajectories.py \
+	  tests/ptx/test_bits.py tests/ptx/test_far.py tests/ptx/test_runs.py
 
 # Every property test with 10,000 cases instead of 200; hours.
 fuzz: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q tests/kernels/test_kernels.py \
-	  tests/optimizer/test_changes.py tests/kernels/test_triton.py
+	  tests/optimizer/test_changes.py tests/ptx/test_bits.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

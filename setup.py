@@ -29,7 +29,7 @@ SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",
     ["csrc/columns.cpp", "csrc/cpu_kernels.cpp", "csrc/module.cpp"],
-    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", *SHARED],
+    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", "csrc/halves.h", *SHARED],
     optional=True,
 )
 CUDA = Extension(

@@ -53,7 +53,8 @@ def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         no_room = isinstance(error, torch.OutOfMemoryError)
-        missing[what] = "no room" if no_room else f"{kind}{error}".partition("\n")[0]
+        why = " ".join(str(error).split())[:160]  # may stand in a later line than the first
+        missing[what] = "no room" if no_room else f"{kind}{why}"
         CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow")
 
 

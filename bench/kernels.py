@@ -178,6 +178,7 @@ CPU_MODELS = {  # the number of parameters, and whether caches are cold
 GPU_MODELS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
     "BERT-base, fp32": (lambda: networks.bert(networks.bert_config()), torch.float32),
     "GPT-2 XL, fp32": (partial(networks.gpt, 50257, 1024, 48, 25, 1600), torch.float32),
+    "GPT-2 XL, bf16": (partial(networks.gpt, 50257, 1024, 48, 25, 1600), torch.bfloat16),
     "Llama 7B, bf16": (partial(networks.llama, "7B"), torch.bfloat16),
 }
 
@@ -287,7 +288,7 @@ def host(arguments: argparse.Namespace) -> int:
     gpu = device.type == "cuda"
     with nullcontext() if gpu else without_launches():
         for case in HOST_CASES:
-            seconds = host_seconds(device, arguments.rounds, moving=case == "move")
+            seconds = host_seconds(device, arguments.rounds, case)
             for name, own in seconds.items():
                 us = {("time", "us"): [1e6 * t for t in own]}
                 to_fused = {("to_fused", "1"): ratios(own, seconds[ADAM])}
@@ -297,8 +298,12 @@ def host(arguments: argparse.Namespace) -> int:
     return c.finish(measured, by_case(measured), arguments.json)
 
 
-def host_seconds(device: torch.device, rounds: int, *, moving: bool) -> dict[str, Seconds]:
-    """Seconds of plain steps; `moving` gradients are in the other of two places in every step."""
+def host_seconds(device: torch.device, rounds: int, case: str) -> dict[str, Seconds]:
+    """Seconds of plain steps; gradients that "move" are in the other of two places in every step.
+
+    A "closure" returns a loss that is there, whose gradients are there too.
+    """
+    loss = torch.zeros((), device=device)
     weights = [nn.Parameter(torch.randn(ELEMENTS, device=device)) for _ in range(HOST_TENSORS)]
     gradients = cycle([[torch.randn_like(weight) for weight in weights] for _ in range(2)])
 
@@ -307,11 +312,13 @@ def host_seconds(device: torch.device, rounds: int, *, moving: bool) -> dict[str
             weight.grad = gradient
 
     move()
-    steps = {
+    steps: dict[str, Callable[..., object]] = {
         ADAM: torch.optim.Adam(weights, lr=1e-6, fused=True).step,
         OURS: plain_step(weights, "triton"),
     }
-    return in_turn(steps, rounds, partial(host_time, before=move if moving else None))
+    if case == "closure":
+        steps = {name: partial(step, lambda: loss) for name, step in steps.items()}
+    return in_turn(steps, rounds, partial(host_time, before=move if case == "move" else None))
 
 
 @contextmanager

@@ -140,7 +140,11 @@ RELATIVE = {
     "memory": ("fused AdamW", "of"),
     "kernels": ("torch's fused Adam", "time of"),
 }
-HOST_CASES = {"stay": "gradients where they were", "move": "gradients elsewhere in every step"}
+HOST_CASES = {
+    "stay": "gradients where they were",
+    "move": "gradients elsewhere in every step",
+    "closure": "step(closure)",
+}
 
 
 def by_case(results: Results) -> Table:
@@ -178,7 +182,9 @@ def _kind(results: Results) -> str:
 
 
 def _cases(results: Results) -> dict[str, str]:
-    cases = results.settings.get("cases", HOST_CASES)
+    measured = {row.case for row in results.rows}
+    hosts = {case: title for case, title in HOST_CASES.items() if case in measured}
+    cases = results.settings.get("cases", hosts)
     return cases if isinstance(cases, dict) else dict(zip(cases, cases))
 
 

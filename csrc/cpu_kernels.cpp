@@ -1,7 +1,9 @@
 #include "cpu_kernels.h"
 
 #include <cstring>
+#include <type_traits>
 
+#include "halves.h"
 #include "sums.h"
 
 #if defined(__SSE2__)
@@ -89,6 +91,39 @@ SALSA_INLINE double total(const double* numbers, std::int64_t n) {
     return sum;
 }
 
+// A block of stored numbers, in fp32.
+template <class T>
+struct Read {
+    const T* from;
+    SALSA_INLINE Read(const T* from, int) : from(from) {}
+    SALSA_INLINE float operator[](int i) const { return load(from[i]); }
+};
+
+template <>
+struct Read<fp16> {
+    float numbers[kBlock];
+    SALSA_INLINE Read(const fp16* from, int n) { kHalves.widen(from, numbers, n); }
+    SALSA_INLINE float operator[](int i) const { return numbers[i]; }
+};
+
+// A block of numbers to be stored, which `end` does if it was not done before.
+template <class T>
+struct Write {
+    T* to;
+    SALSA_INLINE explicit Write(T* to) : to(to) {}
+    SALSA_INLINE void put(int i, float x) { to[i] = Stored<T>::from(x); }
+    SALSA_INLINE void end(int) {}
+};
+
+template <>
+struct Write<fp16> {
+    fp16* to;
+    float numbers[kBlock];
+    SALSA_INLINE explicit Write(fp16* to) : to(to) {}
+    SALSA_INLINE void put(int i, float x) { numbers[i] = x; }
+    SALSA_INLINE void end(int n) { kHalves.narrow(numbers, to, n); }
+};
+
 // The elements of one chunk, as its kernel sees them.
 template <class T>
 struct Piece {
@@ -117,15 +152,18 @@ SALSA_INLINE double first_trial_loop(Piece<T> p, bool past_caches) {
     for (std::int64_t base = 0; base < p.size; base += kBlock) {
         const int n = block_size<kBlock>(p.size - base);
         write_block(p.saved + base, p.w + base, n, past_caches);  // first: it also fetches w
+        const Read<T> gradients(p.g + base, n), weights(p.w + base, n);
+        Write<T> points(p.w + base);
         SALSA_INDEPENDENT
         for (int i = 0; i < n; ++i) {
-            const float gradient = load(p.g[base + i]);
+            const float gradient = gradients[i];
             float m[kMostMoments];
             read<D::kTried>(m, p.moments, base + i);
             const float direction = D::tried(gradient, m, p.c);
-            p.w[base + i] = Stored<T>::from(moved(load(p.w[base + i]), direction, p.c));
+            points.put(i, moved(weights[i], direction, p.c));
             products[i] = gradient * direction;
         }
+        points.end(n);
         add_up(lanes, n, [&](int i) { return products[i]; });
     }
     end_writes(past_caches);
@@ -134,32 +172,42 @@ SALSA_INLINE double first_trial_loop(Piece<T> p, bool past_caches) {
 
 template <class D, class T>
 SALSA_INLINE void next_trial_loop(Piece<T> p, bool past_caches) {
-    T points[kBurst];
+    T stored[kBurst];
     for (std::int64_t base = 0; base < p.size; base += kBurst) {
         const int n = block_size<kBurst>(p.size - base);
+        const Read<T> gradients(p.g + base, n), weights(p.saved + base, n);
+        Write<T> points(stored);
         SALSA_INDEPENDENT
         for (int i = 0; i < n; ++i) {
             float m[kMostMoments];
             read<D::kTried>(m, p.moments, base + i);
-            const float direction = D::tried(load(p.g[base + i]), m, p.c);
-            points[i] = Stored<T>::from(moved(load(p.saved[base + i]), direction, p.c));
+            points.put(i, moved(weights[i], D::tried(gradients[i], m, p.c), p.c));
         }
-        write_block(p.w + base, points, n, past_caches);
+        points.end(n);
+        write_block(p.w + base, stored, n, past_caches);
     }
     end_writes(past_caches);
 }
 
 template <class D, class T>
 SALSA_INLINE void step_loop(Piece<T> p) {
-    const T* from = p.saved != nullptr ? p.saved : p.w;
-    SALSA_INDEPENDENT
-    for (std::int64_t i = 0; i < p.size; ++i) {
-        float m[kMostMoments];
-        read<D::kMoments>(m, p.moments, i);
-        const float update = D::update(load(p.g[i]), m, p.c);
-        const float weight = load(from[i]);  // while a root and a quotient are computed
-        p.w[i] = Stored<T>::from(moved(weight, decayed(update, weight, p.c), p.c));
-        write<D::kMoments>(m, p.moments, i);
+    // beyond the caches long blocks keep reads waiting; what needs no block takes all at once
+    constexpr int kSome = std::is_same_v<T, fp16> ? kBurst : 1 << 30;
+    for (std::int64_t base = 0; base < p.size; base += kSome) {
+        const int n = block_size<kSome>(p.size - base);
+        const T* from = (p.saved != nullptr ? p.saved : p.w) + base;
+        const Read<T> gradients(p.g + base, n), weights(from, n);
+        Write<T> points(p.w + base);
+        SALSA_INDEPENDENT
+        for (int i = 0; i < n; ++i) {
+            float m[kMostMoments];
+            read<D::kMoments>(m, p.moments, base + i);
+            const float update = D::update(gradients[i], m, p.c);
+            const float weight = weights[i];  // while a root and a quotient are computed
+            points.put(i, moved(weight, decayed(update, weight, p.c), p.c));
+            write<D::kMoments>(m, p.moments, base + i);
+        }
+        points.end(n);
     }
 }
 
@@ -170,11 +218,12 @@ SALSA_INLINE void norms_loop(Piece<T> p, double* sums) {
     double w_lanes[kLanes] = {}, u_lanes[kLanes] = {};
     for (std::int64_t base = 0; base < p.size; base += kBlock) {
         const int n = block_size<kBlock>(p.size - base);
+        const Read<T> gradients(p.g + base, n), stored(p.w + base, n);
         for (int i = 0; i < n; ++i) {
             float m[kMostMoments];
             read<D::kMoments>(m, p.moments, base + i);
-            weights[i] = load(p.w[base + i]);
-            updates[i] = decayed(D::update(load(p.g[base + i]), m, p.c), weights[i], p.c);
+            weights[i] = stored[i];
+            updates[i] = decayed(D::update(gradients[i], m, p.c), weights[i], p.c);
         }
         add_up(w_lanes, n, [&](int i) { return square(weights[i]); });
         add_up(u_lanes, n, [&](int i) { return square(updates[i]); });
@@ -190,9 +239,9 @@ SALSA_INLINE double alignment_loop(const T* SALSA_RESTRICT w, const T* SALSA_RES
     double lanes[kLanes] = {};
     for (std::int64_t base = 0; base < size; base += kBlock) {
         const int n = block_size<kBlock>(size - base);
+        const Read<T> gradients(g + base, n), starts(start + base, n), weights(w + base, n);
         for (int i = 0; i < n; ++i)
-            products[i] =
-                alignment_term(load(g[base + i]), load(start[base + i]), load(w[base + i]));
+            products[i] = alignment_term(gradients[i], starts[i], weights[i]);
         add_up(lanes, n, [&](int i) { return products[i]; });
     }
     return total(lanes, kLanes);

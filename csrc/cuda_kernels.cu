@@ -138,7 +138,10 @@ __device__ __forceinline__ void for_each_element(const Piece<T>& p, const T* fro
     });
 }
 
+}  // namespace
+
 // -- the kernels ------------------------------------------------------------------------------
+// Outside of the nameless namespace, so that every compiler gives them the same names.
 
 // Reads w, g and the moments of trials; writes saved, w and a partial slope.
 template <class D, class T>
@@ -186,8 +189,11 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(Launch launch, double* 
     double w_squares = 0.0, u_squares = 0.0;
     for_each_element<D::kMoments, 0, false, false>(p, p.w, [&](T& w, float g, float* m) {
         const float weight = load(w);
-        w_squares += square(weight);
-        u_squares += square(decayed(D::update(g, m, c), weight, c));
+        const double u = decayed(D::update(g, m, c), weight, c);
+        // a square of fp32 is exact in fp64: the bits are those of a product and a sum, and a GPU
+        // that does little in fp64 saves a third
+        w_squares = fma(static_cast<double>(weight), static_cast<double>(weight), w_squares);
+        u_squares = fma(u, u, u_squares);
     });
     w_squares = sum_of_block(w_squares);
     u_squares = sum_of_block(u_squares);
@@ -239,26 +245,34 @@ __global__ void __launch_bounds__(kThreads)
 
 // -- launching --------------------------------------------------------------------------------
 
+namespace {
+
 void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
     (void)cudaGetLastError();  // or the next launch that succeeds would be told of it again
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// This library has a CUDA runtime of its own, with its own idea of the current device.
-// Calls start(direction, x, blocks, stream), which launches a kernel for a direction and a dtype.
-template <class Start>
-void start(const Launch& launch, const char* name, const Start& start_kernel) {
-    check(cudaSetDevice(launch.device), "cudaSetDevice");
-    if (launch.n_chunks < 1 || launch.n_chunks > 0x7fffffff)
+template <class... Parameters, class... Arguments>
+void start(const char* name, std::int64_t blocks, const Launch& launch,
+           void (*kernel)(Parameters...), const Arguments&... arguments) {
+    if (blocks < 1 || blocks > 0x7fffffff)
         throw std::runtime_error("CUDA: a launch needs 1 to 2^31 - 1 chunks");
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreads);
+    config.stream = static_cast<cudaStream_t>(launch.stream);
+    check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
+// Calls work(direction, x) for the direction and the dtype of a launch, on its device: this library
+// has a CUDA runtime of its own, with its own idea of the current device.
+template <class Work>
+void on_device(const Launch& launch, const Work& work) {
+    check(cudaSetDevice(launch.device), "cudaSetDevice");
     by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction, [&](auto direction) {
-            start_kernel(direction, x, static_cast<unsigned>(launch.n_chunks),
-                         static_cast<cudaStream_t>(launch.stream));
-        });
+        by_direction(launch.direction, [&](auto direction) { work(direction, x); });
     });
-    check(cudaGetLastError(), name);
 }
 
 }  // namespace
@@ -270,40 +284,40 @@ void probe(int device) {
 }
 
 void first_trial(const Launch& launch, double* partials) {
-    start(launch, "first_trial", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
-        first_trial_kernel<decltype(direction), decltype(x)>
-            <<<blocks, kThreads, 0, stream>>>(launch, partials);
+    on_device(launch, [&](auto direction, auto x) {
+        start("first_trial", launch.n_chunks, launch,
+              first_trial_kernel<decltype(direction), decltype(x)>, launch, partials);
     });
 }
 
 void next_trial(const Launch& launch) {
-    start(launch, "next_trial", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
-        next_trial_kernel<decltype(direction), decltype(x)>
-            <<<blocks, kThreads, 0, stream>>>(launch);
+    on_device(launch, [&](auto direction, auto x) {
+        start("next_trial", launch.n_chunks, launch,
+              next_trial_kernel<decltype(direction), decltype(x)>, launch);
     });
 }
 
 void step(const Launch& launch) {
-    start(launch, "step", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
-        step_kernel<decltype(direction), decltype(x)><<<blocks, kThreads, 0, stream>>>(launch);
+    on_device(launch, [&](auto direction, auto x) {
+        start("step", launch.n_chunks, launch, step_kernel<decltype(direction), decltype(x)>,
+              launch);
     });
 }
 
 void trust_ratios(const Launch& launch, double* partials, const std::int64_t* chunk_ranges,
                   std::int64_t n_rows, float clip, float* ratios) {
-    start(launch, "norms", [&](auto direction, auto x, unsigned blocks, cudaStream_t stream) {
-        norms_kernel<decltype(direction), decltype(x)>
-            <<<blocks, kThreads, 0, stream>>>(launch, partials);
+    on_device(launch, [&](auto direction, auto x) {
+        start("norms", launch.n_chunks, launch, norms_kernel<decltype(direction), decltype(x)>,
+              launch, partials);
+        start("trust_ratios", n_rows, launch, trust_ratios_kernel, partials, chunk_ranges, clip,
+              ratios);
     });
-    trust_ratios_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0,
-                          static_cast<cudaStream_t>(launch.stream)>>>(partials, chunk_ranges, clip,
-                                                                      ratios);
-    check(cudaGetLastError(), "trust_ratios");
 }
 
 void alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
-    start(launch, "alignment", [&](auto, auto x, unsigned blocks, cudaStream_t stream) {
-        alignment_kernel<decltype(x)><<<blocks, kThreads, 0, stream>>>(launch, starts, partials);
+    on_device(launch, [&](auto, auto x) {
+        start("alignment", launch.n_chunks, launch, alignment_kernel<decltype(x)>, launch, starts,
+              partials);
     });
 }
 

@@ -35,7 +35,8 @@ PYBIND11_MODULE(_native_cuda, module) {
     module.attr("architectures") = SALSA_CUDA_ARCHITECTURES;
 
     using release_gil = py::call_guard<py::gil_scoped_release>;
-    py::class_<Launch>(module, "CudaLaunch").def(py::init(&launch_from));
+    // local: a process may load another build of this module, as the tests do
+    py::class_<Launch>(module, "CudaLaunch", py::module_local()).def(py::init(&launch_from));
     module.def(
         "first_trial",
         [](const Launch& launch, Address partials) {

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for a GPU: registers, spills, 128-bit accesses, rounding.
+"""What the compilers make of the kernels for a GPU: registers, spills, 128-bit accesses, rounding.
 
 Compiling needs no GPU; reading the machine code needs `cuobjdump`, which Triton's wheel carries.
 `python tests/helpers/gpu_code.py` prints the table of `bench/KERNELS.md`, and `--write` renews it.
@@ -20,12 +20,10 @@ from typing import Any
 
 PAGE = Path(__file__).parent.parent.parent / "bench" / "KERNELS.md"
 BEGIN, END = "<!-- registers:begin -->", "<!-- registers:end -->"
-ARCHITECTURES = (80, 86, 90)  # A100, A40, H100 and H200
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # A100, A40, L4, H100 and H200, B200, RTX 50
 KERNELS = ("first_trial", "next_trial", "step")
+USAGE = ("-sass", "-res-usage")  # options of cuobjdump
 TYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes an element
-
-REGISTERS_AN_SM = 65536
-THREADS_AN_SM = {80: 2048, 86: 1536, 90: 2048}
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,6 @@ class Compiled:
 
     def ptx_count(self, instruction: str) -> int:
         return self._count(self.ptx, rf"\b{re.escape(instruction)}\b")
-
-    def resident_threads(self, architecture: int, threads: int) -> int:
-        """Threads that one multiprocessor holds at once."""
-        rounded = -(-self.registers // 8) * 8
-        blocks = min(REGISTERS_AN_SM // (rounded * threads), THREADS_AN_SM[architecture] // threads)
-        return blocks * threads
 
     @staticmethod
     def _count(text: str, pattern: str) -> int:
@@ -112,7 +104,7 @@ def compiled(
     )
     options = {"num_warps": THREADS // 32, "enable_fp_fusion": fusion}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    sass, usage = (_cuobjdump(made.asm["cubin"], option) for option in ("-sass", "-res-usage"))
+    sass, usage = (_cuobjdump(made.asm["cubin"], option) for option in USAGE)
     (registers,) = re.findall(r"REG:(\d+)", usage)
     return Compiled(made.asm["ptx"], sass, int(registers))
 
@@ -131,29 +123,69 @@ def _cuobjdump(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [cuobjdump() or "cuobjdump", option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return _cuobjdump_file(file.name, option)
+
+
+def _cuobjdump_file(file: str, *options: str) -> str:
+    command = [cuobjdump() or "cuobjdump", *options, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def table() -> str:
-    """Markdown: a row for every kernel, dtype and architecture."""
+    """Markdown: a row for every kernel, dtype and compiler, a column for every architecture."""
     import triton
 
-    from salsa_fused.kernels.backends.triton import THREADS
-
-    heads = ["kernel", "dtype", "sm", "registers", "threads resident", "spills", "128-bit loads"]
-    heads += ["128-bit stores"]
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
+    heads = ["kernel", "dtype", "compiler", *(f"sm_{number}" for number in ARCHITECTURES)]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * len(ARCHITECTURES)]
+    from_nvcc = {number: compiled_by_nvcc(number) for number in ARCHITECTURES}
     for kernel in KERNELS:
-        for dtype in ("fp32", "bf16"):
-            for architecture in ARCHITECTURES:
-                made = compiled(kernel, dtype, architecture)
-                resident = made.resident_threads(architecture, THREADS)
-                share = f"{resident} of {THREADS_AN_SM[architecture]}"
-                cells = [kernel, dtype, architecture, made.registers, share, made.spills]
-                cells += [made.vector_loads, made.vector_stores]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", f"Triton {triton.__version__}."])
+        for dtype in TYPES:
+            by_triton = [cell(compiled(kernel, dtype, number)) for number in ARCHITECTURES]
+            by_nvcc = [cell(from_nvcc[number][kernel, "adam", dtype]) for number in ARCHITECTURES]
+            for name, cells in (("Triton", by_triton), ("nvcc", by_nvcc)):
+                lines.append(f"| {' | '.join([kernel, dtype, name, *cells])} |")
+    return "\n".join([*lines, "", f"Triton {triton.__version__}, nvcc {nvcc_version()}."])
+
+
+def cell(made: Compiled) -> str:
+    """Registers, 128-bit loads and stores, and what is spilled."""
+    spilled = f", {made.spills} spilled" if made.spills else ""
+    return f"{made.registers}, {made.vector_loads} + {made.vector_stores}{spilled}"
+
+
+# -- CUDA C++ ---------------------------------------------------------------------------------
+
+NAME = re.compile(
+    r"\d(first_trial|next_trial|step|norms|trust_ratios|alignment)_kernel(?:I(?:NS_\d+(\w+?)E)?"
+    r"(f|NS_4bf16E|NS_4fp16E)E)?"
+)
+
+
+def kernel_name(mangled: str) -> tuple[str, str, str]:
+    """(kernel, direction, dtype) of a function that nvcc has named; "sgd" and "fp32" for none."""
+    kernel, direction, dtype = NAME.search(mangled).groups(default="")
+    found = next((name for name in ("bf16", "fp16") if name in dtype), "fp32")
+    return kernel, direction.lower() or "sgd", found
+
+
+def compiled_by_nvcc(architecture: int) -> dict[tuple[str, str, str], Compiled]:
+    """What the built module holds for this architecture; nothing where there is none."""
+    from salsa_fused.kernels.backends import cuda
+
+    options = ("-arch", f"sm_{architecture}")
+    sass, usage = (_cuobjdump_file(cuda.module.__file__, how, *options) for how in USAGE)
+    registers = dict(re.findall(r"Function (\w+):\s+REG:(\d+)", usage))
+    code = {part.split()[0]: part for part in re.split(r"Function : ", sass)[1:]}
+    return {
+        kernel_name(name): Compiled("", code[name], int(number))
+        for name, number in registers.items()
+        if name in code and "_kernel" in name
+    }
+
+
+def nvcc_version() -> str:
+    done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    return re.search(r"release [\d.]+, V([\d.]+)", done.stdout)[1]
 
 
 def main() -> int:

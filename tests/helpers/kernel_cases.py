@@ -237,6 +237,19 @@ def extreme_values():
     return [weight], None, {}
 
 
+def side_by_side():
+    """Weights and gradients without a gap between them: whoever writes beyond one, shows."""
+    sizes = [1000, 4, 513, 2048, 7, 4096, 100]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    (room,) = make_weights([ends[-1]])
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes)]
+    weights = [room[part] for part in parts[:-1]]  # the last part is a guard
+    for weight, part in zip(weights, parts):
+        weight.grad = room.grad[part]
+    guard = room[parts[-1]]
+    return [*weights, guard], None, {}
+
+
 @dataclass
 class Model:
     """Shapes, memory orders, dtypes and gradients that hypothesis draws."""

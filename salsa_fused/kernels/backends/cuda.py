@@ -110,7 +110,8 @@ def launch_failure(device: torch.device) -> str | None:
     except RuntimeError as error:
         return (
             f"it is built for compute capability {module.architectures}, and does not load here: "
-            f"{error} (SALSA_FUSED_CUDA_ARCHS builds for others)"
+            f"{error} (SALSA_FUSED_CUDA_ARCHS builds for others; or the driver is older than the "
+            "nvcc that built it)"
         )
     return None
 

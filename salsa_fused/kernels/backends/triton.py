@@ -192,8 +192,8 @@ def launch_failure(device: torch.device) -> str | None:
                 _kernels().probe[(1,)](number, enable_fp_fusion=False)
         else:
             _kernels()
-    except torch.OutOfMemoryError:
-        raise  # that says nothing of Triton
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # that says nothing of Triton: the latter comes from what ran on the device before
     except Exception as error:  # whatever the compilers, the driver or Triton raise
         return f"Triton cannot launch a kernel here: {type(error).__name__}: {error}"
     return None
