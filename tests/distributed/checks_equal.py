@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
+from unittest import mock
 
 import torch
 from cases import (
@@ -28,7 +30,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from salsa_fused import FusedSaLSa
+from salsa_fused import FusedSaLSa, _torch
 
 STEPS = 30
 
@@ -156,6 +158,12 @@ def units_under_fsdp2():
 
 
 @check(2)
+def without_torchs_private_name_for_parts():
+    with mock.patch.object(_torch, "_part_of", attrgetter("there_is_none")):
+        trains_as_one_process(fsdp, steps=12)
+
+
+@check(2)
 def compiled_blocks():
     def wrap(model: Any) -> nn.Module:
         for block in model.blocks:
@@ -216,6 +224,21 @@ def a_rank_with_nothing_but_empty_shards():
     assert rows[-1][0] < rows[0][0]
 
 
+@check(2)
+def ddp_for_200_steps():
+    trains_as_one_process(ddp, steps=200)
+
+
+@check(2)
+def fsdp2_for_200_steps():
+    trains_as_one_process(fsdp, steps=200)
+
+
+@check(2)
+def tensor_and_sequence_parallel_for_200_steps():
+    trains_as_one_process(tensor_and_sequence_parallel, parts=1, steps=200, **SEQUENCE)
+
+
 @check(4)
 def fsdp2_on_4():
     trains_as_one_process(fsdp)
@@ -223,12 +246,12 @@ def fsdp2_on_4():
 
 @check(4)
 def hsdp_on_4():
-    trains_as_one_process(hsdp)
+    trains_as_one_process(hsdp, steps=200)
 
 
 @check(4)
 def fsdp2_times_tensor_parallel_on_4():
-    trains_as_one_process(two_dimensions, parts=2, part=rank() // 2, **SEQUENCE)
+    trains_as_one_process(two_dimensions, parts=2, part=rank() // 2, steps=200, **SEQUENCE)
 
 
 @check(4)
