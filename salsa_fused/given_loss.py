@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import utils
 from torch.optim import Optimizer
 
+from ._torch import is_dtensor
 from .conventions import Habits
+from .dtensor_norms import clip_grad_norm_of_dtensors
 from .kernels.parameters import check_gradients_have_memory
 from .plain_numbers import check_bound
 from .replay import Replay
@@ -89,7 +91,11 @@ class GivenLoss(Optimizer):
         """
         check_bound("max_norm", max_norm, "no clipping")
         check_gradients_have_memory(self.param_groups)
-        norm = utils.clip_grad_norm_(self._parameters(), max_norm, norm_type, error_if_nonfinite)
+        parameters: Any = self._parameters()
+        if any(map(is_dtensor, parameters)):
+            norm = clip_grad_norm_of_dtensors(parameters, max_norm, norm_type, error_if_nonfinite)
+        else:
+            norm = utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
         if not self._in_trial:  # then they are of no step
             self._clipped = self._clipped.multiplied((max_norm / (norm + EPS)).clamp(max=1.0))
         return norm
