@@ -20,6 +20,7 @@ from .kernels.directions import DIRECTIONS, Direction, direction_of
 from .kernels.memory import moment_like
 from .kernels.parameters import parameter_label
 from .kernels.window import WINDOW_START, empty_like
+from .loss_parts import Parts
 from .pending import Pending
 from .plain_numbers import as_plain_numbers, foreign_numbers
 from .readings import Readings
@@ -93,6 +94,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
     def _begin_afresh(self) -> None:
         """Set what neither a checkpoint nor a pickle holds."""
         self._outer_replay, self._clipped = None, NOT_CLIPPED
+        self._parts = Parts()
         self._pending = Pending()
         self._constructing = self._stepping = self._in_trial = False
         self._kernels = self.kernels_class(self._backend)
