@@ -9,7 +9,7 @@ by which the slope is divided.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,17 +102,32 @@ class GivenLoss(Optimizer):
             raise ValueError(
                 f"weight must be a number >= 0, what the loss is multiplied by, got {weight!r}"
             )
-        with optimizer._undone() as replay:
+        with optimizer._evaluating(closure, float(weight)) as note:
             with refused():
                 loss = check_loss(closure(), "closure()")
             if not has_graph(loss):
                 raise RuntimeError(NO_GRAPH)
-        part = Part(closure, loss, replay, float(weight))
-        optimizer._parts.append(part)
-        optimizer._clipped = NOT_CLIPPED
-        begins = partial(optimizer._parts.differentiate, part, optimizer._parameters())
-        loss.register_hook(lambda gradient: begins())
+            note(loss)
         return loss
+
+    @contextmanager
+    def _evaluating(self, closure: Closure, weight: float = 1.0) -> Iterator[Callable[..., None]]:
+        """Note an evaluation inside, whose loss goes into the function that this yields.
+
+        ``closure`` evaluates it again.  A loss without graph has had its ``backward`` inside.
+        """
+        found: list[Tensor] = []
+        parts, parameters = self._parts, self._parameters()
+        parts.forget_cleared(parameters)
+        with self._undone() as replay:
+            yield found.append
+        for loss in found:
+            part = Part(closure, loss, replay, weight, differentiated=not loss.requires_grad)
+            parts.append(part)
+            self._clipped = NOT_CLIPPED
+            if loss.requires_grad:
+                begins = partial(parts.differentiate, part, parameters)
+                loss.register_hook(lambda gradient, begins=begins: begins())
 
     def _given(self, closure: Any, loss: Any) -> tuple[Closure, Tensor]:
         """Return the closure and the loss of a bare ``step()`` after :meth:`evaluate`."""
@@ -193,6 +208,11 @@ def itself(optimizer: Any) -> Any:
     Lightning's derive from its class, so that its methods run on the wrapper, which would keep to
     itself what they write.
     """
-    while "_kernels" not in vars(optimizer):
+    while not is_itself(optimizer):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def is_itself(optimizer: Any) -> bool:
+    """Return whether this is no wrapper."""
+    return "_kernels" in vars(optimizer)

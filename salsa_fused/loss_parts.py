@@ -74,16 +74,20 @@ class Parts(list[Part]):
         """Forget the parts whose gradients were cleared."""
         self[:] = [part for part in self if not part.differentiated]
 
+    def forget_without_backward(self) -> None:
+        """Forget the parts that are not in the gradients, and will not be."""
+        self[:] = [part for part in self if part.differentiated]
+
     def together(self) -> tuple[Callable[[], Tensor], Tensor, Replay]:
         """Return closure, loss and replay of all parts that are in the gradients.
 
         Raises:
             RuntimeError: there is none.
         """
-        used = [part for part in self if part.differentiated]
-        if not used:
+        self.forget_without_backward()
+        if not self:
             raise RuntimeError(NO_BACKWARD)
-        first, others = used[0], used[1:]
+        first, others = self[0], self[1:]
 
         def closure() -> Tensor:
             total = first.again()  # the step has put its random streams and all buffers back
