@@ -124,7 +124,7 @@ class GivenLoss(Optimizer):
         for loss in found:
             part = Part(closure, loss, replay, weight, differentiated=not loss.requires_grad)
             parts.append(part)
-            self._clipped = NOT_CLIPPED
+            self._clipped, self._habits.has_worked = NOT_CLIPPED, True
             if loss.requires_grad:
                 begins = partial(parts.differentiate, part, parameters)
                 loss.register_hook(lambda gradient, begins=begins: begins())

@@ -73,8 +73,11 @@ class SaLSaCallback(Callback):
                 + (", ".join(type(o).__name__ for o in trainer.optimizers) or "no optimizer")
             )
         searches = [o.param_groups[0]["search_period"] is not None for o in self._optimizers]
-        by_value = str(trainer.gradient_clip_algorithm).endswith("value")
-        if any(searches) and trainer.gradient_clip_val and by_value:
+        if (
+            any(searches)
+            and trainer.gradient_clip_val
+            and trainer.gradient_clip_algorithm == "value"
+        ):
             raise ValueError(BY_VALUE)
         for optimizer in self._optimizers:
             if optimizer.module in (None, pl_module):
