@@ -1,7 +1,8 @@
 """The loss of a step in parts, which the training loop evaluates before a bare ``step()``.
 
 A trial evaluates all parts again and adds them up.  Each begins with the random streams that it had
-at first, whatever was drawn between two of them (data, augmentation), and with its autocast.
+at first, whatever was drawn between two of them (data, augmentation), with its autocast, and with
+the variables of its closure.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .evaluation import check_loss
 from .replay import Replay
+from .variables import Variables
 
 NO_BACKWARD = (
     "evaluate() was called for this step, but no loss that it returned has had a backward(): call "
@@ -41,6 +43,7 @@ class Part:
     autocasts: list[tuple[Any, ...]] = field(default_factory=lambda: autocasts_now())
 
     def __post_init__(self) -> None:
+        self._variables = Variables(self.closure)
         # a new tensor: a compiled model may overwrite its output in the next evaluation
         self.loss = self.weight * self.loss.detach()
 
@@ -49,6 +52,7 @@ class Part:
         with ExitStack() as stack:
             for device, dtype, enabled, cached in self.autocasts:
                 stack.enter_context(torch.autocast(device, dtype, enabled, cached))
+            stack.enter_context(self._variables.as_then())
             return self.weight * check_loss(self.closure(), "closure() at a trial point")
 
 
