@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from readme import block_with
 from small_net import make_net
+from torch.nn import MSELoss
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("accelerate")
@@ -20,6 +24,7 @@ from accelerate.utils import DistributedType
 from salsa_fused import FusedSaLSa
 from salsa_fused.integrations import accelerate as ours
 
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 STEPS = 12
 SIZE = 16
 
@@ -200,6 +205,19 @@ def test_two_optimizers_hear_of_their_own_clipping():
             optimizer.zero_grad()
     assert found[0] == [None, None]
     assert 0.0 < found[1][0] < 1e-2 and found[1][1] is None
+
+
+def test_the_readmes():
+    net = make_net()
+    names = {"accelerator": Accelerator(cpu=True, gradient_accumulation_steps=2), "model": net}
+    names |= {"optimizer": FusedSaLSa(net.parameters(), module=net), "loader": make_loader()}
+    exec(block_with("evaluate(accelerator, optimizer)"), names | {"loss_function": MSELoss()})
+    assert names["optimizer"].metrics()["steps"] == STEPS // 2
+
+
+def test_the_example():
+    main = runpy.run_path(str(EXAMPLES / "accelerate_loop.py"))["main"]
+    assert main(epochs=2, cpu=True) > 0.7
 
 
 def test_what_is_refused():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import runpy
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from readme import block_with
 from small_net import make_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,6 +27,7 @@ from salsa_fused import FusedSaLSa
 from salsa_fused.integrations.lightning import SaLSaCallback
 
 EPOCHS = 2
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +41,7 @@ def quiet():
         warnings.filterwarnings("ignore", "The number of training batches")
         warnings.filterwarnings("ignore", "You defined a `validation_step`")
         warnings.filterwarnings("ignore", ".*`dataloader_iter`")
+        warnings.filterwarnings("ignore", "Starting from v1.9.0, `tensorboardX`")
         warnings.filterwarnings("ignore", "`training_step` returned `None`")
         warnings.filterwarnings("ignore", "Checkpoint directory")
         warnings.filterwarnings("ignore", "GPU available but not used")
@@ -318,6 +323,22 @@ def test_fabric_with_bf16():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert optimizer.metrics()["searches"] >= 10 and sum(losses[-4:]) < sum(losses[:4])
+
+
+# -- README and examples ----------------------------------------------------------------------
+
+
+def test_the_readmes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # logs, checkpoints
+    names = {"lightning": lightning, "module": Module(), "loader": make_loader()}
+    exec(block_with("SaLSaCallback("), names)
+    assert names["module"].optimizer.metrics()["steps"] == 24
+
+
+def test_the_example(tmp_path):
+    settings = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    main = runpy.run_path(str(EXAMPLES / "lightning_trainer.py"))["main"]
+    assert main(epochs=2, default_root_dir=str(tmp_path), **settings) > 0.7
 
 
 # -- what is refused --------------------------------------------------------------------------

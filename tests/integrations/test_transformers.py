@@ -6,12 +6,14 @@ import copy
 import json
 import math
 import os
+import runpy
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from readme import block_with
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -292,6 +294,19 @@ def test_without_a_search(tmp_path):
     )
     plain.train()
     assert_close(trainer.model, plain.model)
+
+
+def test_the_readmes(tmp_path):
+    names = {"model": make_model(), "dataset": make_data()}
+    names["arguments"] = trainer_of(tmp_path, max_steps=2).args
+    exec(block_with("SaLSaTrainer("), names)
+    assert ours(names["trainer"]).metrics()["steps"] == 2
+
+
+def test_the_example(tmp_path):
+    arguments = {"use_cpu": True, "disable_tqdm": True, "lr_scheduler_type": "constant"}
+    main = runpy.run_path(str(EXAMPLES / "transformers_trainer.py"))["main"]
+    assert main(epochs=1, folder=str(tmp_path), **arguments) > 0.2  # by chance 0.1
 
 
 def test_what_is_refused(tmp_path):
