@@ -87,7 +87,9 @@ class Checkpoints(GivenLoss, Groups, Readings):
             group.update(completed(group))
         for name, value in NOT_PICKLED.items():
             self.__dict__.setdefault(name, value)
-        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
+        # gradients that are there already may be anybody's; those that come later are accumulated
+        none = all(p.grad is None for group in self.param_groups for p in group["params"])
+        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=none)
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._begin_afresh()
 

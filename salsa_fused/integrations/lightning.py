@@ -21,9 +21,9 @@ from ..optimizer import FusedSaLSa
 from .common import DEEPSPEED, found_within, numbers, replaced
 
 try:
-    from lightning.pytorch import Callback, LightningModule
+    from lightning.pytorch import Callback
 except ModuleNotFoundError:  # the same under its older name
-    from pytorch_lightning import Callback, LightningModule  # type: ignore[assignment]
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 ITERATOR = (
     "training_step(dataloader_iter) draws its batch itself, and a trial would draw the next one: "
@@ -63,6 +63,7 @@ class SaLSaCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the optimizers, and watch their steps."""
+        self._leave()  # a trial run of Lightning's tuners may have ended anywhere
         if "DeepSpeed" in type(trainer.strategy).__name__:
             raise ValueError(DEEPSPEED)
         found = [found_within(optimizer) for optimizer in trainer.optimizers]
@@ -72,12 +73,8 @@ class SaLSaCallback(Callback):
                 "SaLSaCallback needs a salsa_fused.FusedSaLSa from configure_optimizers, got "
                 + (", ".join(type(o).__name__ for o in trainer.optimizers) or "no optimizer")
             )
-        searches = [o.param_groups[0]["search_period"] is not None for o in self._optimizers]
-        if (
-            any(searches)
-            and trainer.gradient_clip_val
-            and trainer.gradient_clip_algorithm == "value"
-        ):
+        searches = any(o.param_groups[0]["search_period"] is not None for o in self._optimizers)
+        if searches and trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
             raise ValueError(BY_VALUE)
         for optimizer in self._optimizers:
             if optimizer.module in (None, pl_module):
@@ -100,8 +97,8 @@ class SaLSaCallback(Callback):
         """Log the optimizer's numbers where Lightning logs the others."""
         if self._automatic:  # what had no backward had none on purpose
             self._optimizers[0]._parts.forget_without_backward()
-        step = trainer.global_step
-        if not self._log or step == self._logged or step % trainer.log_every_n_steps:
+        step, period = trainer.global_step, trainer.log_every_n_steps
+        if not self._log or not period or step == self._logged or step % period:
             return
         self._logged = step
         several = len(self._optimizers) > 1
@@ -150,7 +147,8 @@ class _Evaluation:
         self._own = trainer.strategy.training_step
         self._trainer = trainer
         self._optimizer = optimizer
-        self._modules = [m for m in pl_module.modules() if isinstance(m, LightningModule)]
+        # of whichever of Lightning's two packages
+        self._modules = [m for m in pl_module.modules() if hasattr(m, "log_dict")]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(argument, Iterator) for argument in args):

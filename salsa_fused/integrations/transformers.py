@@ -33,7 +33,8 @@ class SaLSaTrainerMixin:
       over the last half of the run, ``total_steps=``. Every other schedule is a factor on the step
       size, 1 at its peak; warm-up is one with all of them.
     * ``max_grad_norm`` clips as ever, and the search knows of it.
-    * The optimizer's numbers are logged beside the loss, as ``salsa/step_size`` and so on.
+    * The optimizer's numbers are logged beside the loss, as ``salsa/step_size`` and so on; what the
+      Trainer logs as ``learning_rate`` is the factor.
 
     A trial runs ``training_step`` again, without gradients and without backward. What an override
     of ``training_step`` or ``compute_loss`` counts or logs, it does for trials, too, unless it asks

@@ -108,6 +108,21 @@ def whole():
     return make_loader().dataset.tensors
 
 
+def test_accumulation_with_a_closure_is_warned_of():
+    run = Run(2)
+    batches = iter(run.loader)
+
+    def one_batch():
+        batch = next(batches)
+        with run.accelerator.accumulate(run.model):
+            run.accelerator.backward(loss_of(run.model, batch))
+            run.optimizer.step(lambda: loss_of(run.model, batch))
+
+    one_batch()  # whose gradients are lost
+    with pytest.warns(UserWarning, match="accumulated is thrown away.*integrations"):
+        one_batch()
+
+
 @pytest.mark.parametrize("micro", [2, 4])
 def test_accumulation(micro):
     expected, found = (Run(n, clip=0.1, dropout=0.0, norm=False).epoch() for n in (1, micro))

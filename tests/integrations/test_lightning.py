@@ -93,11 +93,22 @@ class Module(lightning.LightningModule):
         return [self.optimizer], [{"scheduler": self.schedule(self.optimizer), "interval": "step"}]
 
 
-def fit(module, loader=None, *, callbacks=(), validation=None, resume=None, seed=1, **keywords):
+def fit(
+    module,
+    loader=None,
+    *,
+    callback=SaLSaCallback,
+    callbacks=(),
+    validation=None,
+    resume=None,
+    seed=1,
+    **keywords,
+):
     settings = {"logger": False, "enable_checkpointing": False, "max_epochs": EPOCHS}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(
-        callbacks=[SaLSaCallback(), *callbacks], **{**settings, **quiet, **keywords}
+        callbacks=[*([callback()] if callback else []), *callbacks],
+        **{**settings, **quiet, **keywords},
     )
     torch.manual_seed(seed)
     trainer.fit(module, loader or make_loader(), validation, ckpt_path=resume)
@@ -157,6 +168,12 @@ def test_accumulation():
     assert parts.backwards == 4 * whole.backwards
     for a, b in zip(whole.parameters(), parts.parameters()):
         assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_accumulation_without_the_callback_is_warned_of():
+    module = Module(norm=False)
+    with pytest.warns(UserWarning, match="accumulated is thrown away.*SaLSaCallback"):
+        fit(module, make_loader(4), callback=None, accumulate_grad_batches=4, max_epochs=1)
 
 
 def test_clipping():
