@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
@@ -80,11 +81,86 @@ def parts_of(scheduler: Any) -> list[Any]:
     return list(getattr(scheduler, "_schedulers", ()))
 
 
-def ranks() -> int:
-    """Return how many processes run in torch.distributed; 1 where none was set up."""
-    distributed = torch.distributed
-    is_set_up = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_set_up else 1
+# -- several ranks ----------------------------------------------------------------------------
+
+
+def ranks_are_set_up() -> bool:
+    """Return whether this process runs in torch.distributed, with others or alone."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Return whether a tensor is torch.distributed's, of which each rank has a part."""
+    module = sys.modules.get("torch.distributed.tensor")  # to import it takes a second
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+_part_of = attrgetter("_local_tensor")
+
+
+def parts_of_dtensors(dtensors: Sequence[Any]) -> list[Tensor]:
+    """Return this rank's part of each DTensor, the very tensor that it holds."""
+    try:
+        return list(map(_part_of, dtensors))
+    except AttributeError:  # torch calls it otherwise
+        with torch.no_grad():  # then it is no view that autograd knows of
+            return [dtensor.to_local() for dtensor in dtensors]
+
+
+def local_of(tensor: Any) -> Any:
+    """Return this rank's part of a DTensor; any other tensor itself."""
+    return parts_of_dtensors([tensor])[0] if is_dtensor(tensor) else tensor
+
+
+def dtensor_of(part: Tensor, like: Any) -> Any:
+    """Return a DTensor of this part, whose whole has the shape and placements of ``like``.
+
+    Nothing is copied: the part may be offloaded, where torch would move it to the mesh's devices.
+    """
+    cls = sys.modules["torch.distributed.tensor"].DTensor
+    how = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    if part.device.type == like.device_mesh.device_type:
+        return cls.from_local(part, like.device_mesh, like.placements, **how)
+    whole: Any = torch.empty_like(like, dtype=part.dtype, requires_grad=False)
+    whole._local_tensor = part
+    return whole
+
+
+def spread_like(like: Any, tensor: Any) -> Tensor:
+    """Return a tensor that is a DTensor of the same ranks and placements, or of none, as another.
+
+    What is whole on every rank is cut there, and nothing is sent.
+    """
+    if not is_dtensor(like):
+        return whole_of(tensor)
+    mesh, placements = like.device_mesh, like.placements
+    if is_dtensor(tensor):
+        return tensor.redistribute(mesh, placements) if tensor.placements != placements else tensor
+    spread = sys.modules["torch.distributed.tensor"].distribute_tensor
+    return spread(tensor.to(mesh.device_type), mesh, placements, src_data_rank=None)
+
+
+def whole_of(tensor: Any) -> Tensor:
+    """Return a DTensor's whole, from all of its ranks; any other tensor itself."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def is_flattened_by_fsdp1(parameter: Tensor) -> bool:
+    """Return whether a parameter is FullyShardedDataParallel's: it looks like a plain one."""
+    return bool(getattr(parameter, "_fsdp_flattened", False))
+
+
+def is_of_deepspeed(parameter: Tensor) -> bool:
+    """Return whether DeepSpeed's ZeRO has taken a parameter over."""
+    return any(hasattr(parameter, name) for name in ("ds_id", "_hp_mapping"))
+
+
+def wait_until_it_is_there(tensor: Any) -> Tensor:
+    """Return what a collective that was left running will have written."""
+    return tensor.wait() if type(tensor) is not Tensor and hasattr(tensor, "wait") else tensor
+
+
+SYNCS = "require_forward_param_sync"  # of DDP: the next forward broadcasts the buffers
 
 
 # -- many tensors at once ---------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import turns
-from ._torch import load_hooks, not_compiled
+from ._torch import load_hooks, not_compiled, spread_like
 from .conventions import Habits
 from .given_loss import NOT_CLIPPED, GivenLoss
 from .groups import SHARED_SETTINGS, Groups
@@ -23,6 +23,7 @@ from .kernels.window import WINDOW_START, empty_like
 from .loss_parts import Parts
 from .pending import Pending
 from .plain_numbers import as_plain_numbers, foreign_numbers
+from .ranks import Ranks
 from .readings import Readings
 from .search_settings import SearchSettings
 from .trouble import LOWEST_PLAUSIBLE_LR, Trouble, largest_lr
@@ -45,6 +46,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
 
     kernels_class: type[Kernels]
     _backend: str | None
+    _ranks: Ranks
     _trouble: Trouble
 
     @not_compiled
@@ -79,7 +81,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
     def __getstate__(self) -> dict[str, Any]:
         self._collect()
         own = {name: self.__dict__[name] for name in PICKLED}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "loss_reduction": self._ranks.loss_reduction}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -90,6 +92,8 @@ class Checkpoints(GivenLoss, Groups, Readings):
         # gradients that are there already may be anybody's; those that come later are accumulated
         none = all(p.grad is None for group in self.param_groups for p in group["params"])
         self._habits = replace(self.__dict__.get("_habits", Habits()), marked=none)
+        reduction = self.__dict__.pop("loss_reduction", "mean")  # a process group is no data
+        self.__dict__.setdefault("_ranks", Ranks(None, reduction))
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._begin_afresh()
 
@@ -99,7 +103,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
         self._parts = Parts()
         self._pending = Pending()
         self._constructing = self._stepping = self._in_trial = False
-        self._kernels = self.kernels_class(self._backend)
+        self._kernels = self.kernels_class(self._backend, self._ranks.mean_of_each)
 
     def _collect(self) -> None:
         """Enter into the groups what devices have counted and looked at since the last search."""
@@ -141,7 +145,7 @@ def completed(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group with the loaded hyper-parameters and search state, which win as in torch."""
-    loaded = {name: value for name, value in saved.items() if name != "params"}
+    loaded = {name: _as_tuple(value) for name, value in saved.items() if name != "params"}
     others = direction_of(group).constants  # the loaded direction may have none of these
     kept = {name: value for name, value in group.items() if name not in others}
     return {**kept, **completed(deepcopy(loaded))}
@@ -167,6 +171,7 @@ def _warn_of_replaced_settings(given: Mapping[str, Any], loaded: Mapping[str, An
 
 
 def _as_tuple(value: Any) -> Any:
+    """Return a tuple for a list: torch.distributed.checkpoint and JSON make lists of tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -207,7 +212,7 @@ def _of_its_shape(parameter: Tensor, entry: Mapping[str, Any], name: str, label:
             f"the loaded {name} of {label} has shape {tuple(value.shape)}: is this the "
             "checkpoint of another model?"
         )
-    return value
+    return spread_like(parameter, value)
 
 
 def _read_moments(

@@ -32,7 +32,8 @@ LINEAR = 0.1  # a difference between ratios at two step sizes
 LARGEST_DECREASE = 0.01  # of the loss, in the smallest step that it resolves
 RESOLVED = 1000  # rounding errors of the loss that the expected decrease has to exceed
 EXACT = (torch.float32, torch.float64)  # others lose small steps in the weights' rounding
-SLOPE_RATIOS = (0.8, 1.25)  # observed to expected decrease; 0.95 to 1.0 where all is right
+SLIGHT, SAME_RATIO = 0.8, 0.02  # a ratio that is little off, and how well it has to be known
+SLOPE_RATIOS = (0.95, 1.25)  # observed to expected decrease; 0.99 to 1.0 where all is right
 
 COARSE = (torch.bfloat16, torch.float16)
 
@@ -255,7 +256,8 @@ class Consistency:
 
         Where the loss does not resolve so little, or nothing was accepted: at the smallest step
         that it resolves.  What is not as it should be is looked at twice, at half the step, too:
-        a loss that is not linear there, or is mostly rounding, tells nothing.
+        both tell what it would be at no step at all.  A loss that is not linear there, or is mostly
+        rounding, tells nothing.
         """
         # what is rounded is of the size of the loss at first, however small it is now
         smallest = RESOLVED * eps * max(abs(search.loss), self._habits.scale)
@@ -269,7 +271,13 @@ class Consistency:
         if low <= whole <= high:
             return whole
         half = ratio_at(0.5 * step_size)
-        return half if abs(whole - half) <= LINEAR * max(1.0, abs(half)) else None
+        if abs(whole - half) > LINEAR * max(1.0, abs(half)):
+            return None
+        found = 2.0 * half - whole
+        if not SLIGHT <= found <= high:
+            return found
+        finer = 2.0 * ratio_at(0.25 * step_size) - half  # little is wrong: the curve may be it
+        return finer if abs(finer - found) <= SAME_RATIO else None
 
 
 def _wrong_slope(ratio: float, *, too_small: bool) -> str:

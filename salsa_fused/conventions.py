@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ._torch import local_of
 from .kernels.memory import has_memory
 from .warning import Once
 
@@ -77,14 +78,14 @@ def differentiated(loss: Tensor, parameters: Sequence[Tensor]) -> bool | None:
 
 def is_readable(gradient: Tensor) -> bool:
     """Return whether the gradient's memory is there: some free it and keep the tensor."""
-    return gradient.layout != torch.strided or has_memory(gradient)
+    return gradient.layout != torch.strided or has_memory(local_of(gradient))
 
 
 def is_something(gradient: Tensor | None) -> bool:
     """Return whether it is there, and not all zero; one whose memory was freed is nothing."""
     if gradient is None or not is_readable(gradient):
         return False
-    return gradient.layout != torch.strided or bool(gradient.any())
+    return gradient.layout != torch.strided or bool(local_of(gradient).any())
 
 
 def gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:

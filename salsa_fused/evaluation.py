@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import conventions
-from ._torch import ranks, set_grad_mode, versions_of
+from ._torch import set_grad_mode, versions_of
 from .conventions import Habits
 from .interrupts import Interrupts
 from .line_search import SearchResult
@@ -243,12 +243,6 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
         raise RuntimeError(
             "step() cannot be captured in a CUDA graph: a search decides on the host. Capture "
             "forward and backward only"
-        )
-    if searching and (several := ranks()) > 1:
-        raise RuntimeError(
-            f"{several} ranks run in torch.distributed: each would find its own step size and they "
-            "would drift apart. Searches work in one process only; search_period=None works in "
-            "several"
         )
 
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn import utils
 from torch.optim import Optimizer
 
-from ._torch import not_compiled
+from ._torch import is_dtensor, not_compiled, whole_of
 from .conventions import NO_GRAPH, Habits
+from .dtensor_norms import clip_grad_norm_of_dtensors
 from .evaluation import Closure, check_loss, has_graph, refused
 from .kernels.parameters import check_gradients_have_memory
 from .loss_parts import TWO_CLOSURES, Part, Parts
 from .plain_numbers import check_bound, is_number
 from .replay import Replay
+from .wrappers import end_forward
 
 EPS = 1e-6  # that torch adds to the norm
 
@@ -144,6 +146,7 @@ class GivenLoss(Optimizer):
             yield replay
         except BaseException:
             replay.rewind()
+            end_forward(self.module)
             raise
 
     @contextmanager
@@ -176,7 +179,11 @@ class GivenLoss(Optimizer):
         """
         check_bound("max_norm", max_norm, "no clipping")
         check_gradients_have_memory(self.param_groups)
-        norm = utils.clip_grad_norm_(self._parameters(), max_norm, norm_type, error_if_nonfinite)
+        parameters: Any = self._parameters()
+        if any(map(is_dtensor, parameters)):
+            norm = clip_grad_norm_of_dtensors(parameters, max_norm, norm_type, error_if_nonfinite)
+        else:
+            norm = utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
         self.note_clipping(norm, max_norm)
         return norm
 
@@ -189,7 +196,7 @@ class GivenLoss(Optimizer):
         optimizer = itself(self)
         if not optimizer._in_trial:  # then they are of no step
             norm = norm.detach() if isinstance(norm, Tensor) else torch.tensor(float(norm))
-            factor = (max_norm / (norm + EPS)).clamp(max=1.0)
+            factor = (max_norm / (whole_of(norm) + EPS)).clamp(max=1.0)
             optimizer._clipped = optimizer._clipped.multiplied(factor)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

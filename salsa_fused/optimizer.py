@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import turns
-from ._torch import hooked_where_watched, not_compiled, ranks, set_grad_mode
+from ._torch import hooked_where_watched, not_compiled, ranks_are_set_up, set_grad_mode
 from .checkpoint import Checkpoints
 from .consistency import Consistency
 from .conventions import Habits
+from .decided import PLAIN, Decided
 from .evaluation import Closure, Evaluation, check_call, mark_gradients
 from .factors import has_factors
 from .given_loss import NOT_CLIPPED
@@ -24,27 +24,16 @@ from .kernels import Kernels
 from .kernels.directions import direction_of
 from .kernels.parameters import check_no_shared_memory
 from .line_search import LineSearch
-from .look_back import FIRST_MOVE, Window
-from .pending import flag_of, sum_of
+from .measures import Measures
+from .pending import flag_of
+from .ranks import Ranks
 from .replay import Replay
 from .trials import Trials
 from .trouble import NO_GRADIENT, Trouble, largest_lr
+from .wrappers import end_forward, refuse_searches
 
 
-class Decided(NamedTuple):
-    """How a step goes on: as a search has found, or without one."""
-
-    skipped: bool
-    search: LineSearch | None = None
-    window: Window | None = None  # after the search
-    look: Sequence[Tensor] = ()  # back on the window, by a step without a search
-    flag: Tensor | None = None  # on a device, not 0: nothing is written
-
-
-PLAIN = Decided(skipped=False)
-
-
-class FusedSaLSa(Checkpoints):
+class FusedSaLSa(Checkpoints, Measures):
     r"""Adam with SaLSa, a line search that finds the step size (arXiv 2407.20650).
 
     ::
@@ -103,8 +92,12 @@ class FusedSaLSa(Checkpoints):
             is accepted is one for all units; after that every search moves one unit, in turn.
         trust_clip: the largest ratio of ``direction="lamb"`` (LAMBC, arXiv 2011.13584; 1 was best
             there, with ``eps=1e-6``); ``None`` is LAMB, without a bound.
-        module: the model: after the trials its buffers (BatchNorm's running statistics) are as the
-            first evaluation left them.
+        module: the model that the closure calls, with its wrapper: after the trials its buffers
+            (BatchNorm's running statistics) are as the first evaluation left them.
+        process_group: the ranks that train the model together; ``None``: all there are.  (Each for
+            itself: ``torch.distributed.new_subgroups(1)[0]``.)  Copies and pickles have ``None``.
+        loss_reduction: what gradients are of: the ``"mean"`` of all ranks' losses (DDP's, FSDP2's),
+            or their ``"sum"`` (FSDP2's with ``set_gradient_divide_factor(1)``).
         backend: ``"triton"``, ``"native"`` or ``"reference"`` to force one; ``None`` chooses by
             device and dtype.
         maximize: maximize the closure's value instead.
@@ -164,6 +157,8 @@ class FusedSaLSa(Checkpoints):
         units: turns.Units = "all",
         trust_clip: float | None = 1.0,
         module: nn.Module | None = None,
+        process_group: Any = None,
+        loss_reduction: str = "mean",
         backend: str | None = None,
         maximize: bool = False,
         check_replay: bool = True,
@@ -181,6 +176,7 @@ class FusedSaLSa(Checkpoints):
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.last_search = None
         self._backend = backend
+        self._ranks = Ranks(process_group, loss_reduction)
         self._replay_checks = self._slope_checks = 0  # made so far
         self._habits = Habits()
         self._trouble = Trouble(self._habits.once)
@@ -210,11 +206,12 @@ class FusedSaLSa(Checkpoints):
         buffers are as before the step, unless it was a warning that is turned into an error.
 
         Returns:
-            The loss at the weights before the step, detached; ``None`` where there is none.
+            The loss at the weights before the step, detached, on several ranks that of all of
+            them; ``None`` where there is none.
 
         Raises:
             RuntimeError: a search is due and there is no closure; the loss has no graph; a
-                gradient is sparse or complex; CUDA-graph capture; several ranks.
+                gradient is sparse or complex; CUDA-graph capture; another rank has failed.
             TypeError, ValueError: the closure returned something other than a loss.
         """
         if self._stepping:
@@ -232,7 +229,7 @@ class FusedSaLSa(Checkpoints):
     def _step(
         self, closure: Closure | None, loss: Tensor | None, interrupts: Interrupts
     ) -> Tensor | None:
-        groups, kernels = self.param_groups, self._kernels
+        groups, kernels, ranks = self.param_groups, self._kernels, self._ranks
         if closure is None and loss is None and self._nothing_to_apply:
             return None
         searching = self.search_due
@@ -245,14 +242,23 @@ class FusedSaLSa(Checkpoints):
                 self._clipped = clipped
 
         changes: list[Undo] = [note_again]  # how to undo what the step has begun
+        ranks.are_set_up = ranks_are_set_up()
+        ranks.several = ranks.are_set_up and ranks.begin(groups)
         try:
             self._stepping = True
             f0, evaluation = self._evaluate(closure, loss, searching, changes, interrupts)
+            if ranks.several and isinstance(f0, Tensor):
+                changes.append(ranks.tell_of_failure)
+                ranks.begin_to_listen()
             if self.max_grad_norm is not None and not self._clipped.by_the_step:
                 self.clip_grad_norm_(self.max_grad_norm)
                 self._clipped = self._clipped._replace(by_the_step=True)
             changes.append(kernels.forget)
-            if not kernels.refresh(groups, self.state):  # no parameter has a gradient
+            has_gradient = kernels.refresh(groups, self.state)
+            if ranks.several and isinstance(f0, Tensor):
+                search = evaluation if searching else None
+                f0, has_gradient = self._of_all_ranks(f0, has_gradient, search)
+            if not has_gradient:  # no parameter has one
                 if evaluation is not None and evaluation.loss_has_graph:
                     self._habits.once.say("gradient", NO_GRADIENT)
                 return f0
@@ -296,6 +302,8 @@ class FusedSaLSa(Checkpoints):
             evaluation = Evaluation(closure, parameters, replay, interrupts, self._habits, sign)
             if not given:
                 changes.append(evaluation.undo)
+                if self._ranks.are_set_up:
+                    changes.append(partial(end_forward, self.module))
                 self._clipped = NOT_CLIPPED  # other gradients
                 loss = evaluation.first(searching)
                 if not evaluation.calls_backward:
@@ -307,7 +315,7 @@ class FusedSaLSa(Checkpoints):
         """Try step sizes until one is accepted; the weights are left at the last trial point."""
         groups, kernels, first = self.param_groups, self._kernels, self.param_groups[0]
         search = turns.begin(groups, self.line_search_class)
-        trials = Trials(evaluation)
+        trials = Trials(evaluation, self._ranks, self.module)
         changes.append(trials.end)
         trials.begin()
         self._in_trial = True
@@ -323,6 +331,8 @@ class FusedSaLSa(Checkpoints):
         changes.append(kernels.restore)
         slopes = kernels.first_trial(groups, search.first_trial(), search.unit)
         loss, slope, looks, skips = self._pending.read(f0, slopes, look, self._clipped.factor)
+        if self._ranks.several:
+            slope = self._ranks.mean("its slope", slope)[0]
         search.add_skipped(skips)
         eps = torch.finfo(f0.dtype).eps
         search.start_from(evaluation.sign * loss, slope, eps)
@@ -336,6 +346,7 @@ class FusedSaLSa(Checkpoints):
         if search.trials > 0 and self.check_replay and consistency.is_due(self._slope_checks):
             move_by = partial(kernels.next_trial, groups)
             self._slope_checks += consistency.compare_slope(search, eps, move_by)
+        self._ranks.end()
         trials.end()
         self._in_trial = False
         window = turns.window_after(groups, search, looks, first_move)
@@ -400,6 +411,8 @@ class FusedSaLSa(Checkpoints):
         """Refuse a call that cannot be carried out, before anything changes."""
         if not self._trouble.lr_is_plausible and not has_factors(self):
             self._trouble.look_at_lr(self.param_groups)
+        if searching and ranks_are_set_up():
+            refuse_searches(self._parameters(), self.module, self._ranks.size)
         plain = closure is None or callable(closure)
         if searching or loss is not None or not plain or torch.cuda.is_initialized():
             check_call(closure, loss, searching)
@@ -407,30 +420,17 @@ class FusedSaLSa(Checkpoints):
     def _unless_finite(self, f0: Any) -> tuple[bool, Tensor | None]:
         """Return whether a plain step is skipped, or on a device a flag that will tell the kernels.
 
-        For a device the host would have to wait.  Several ranks have a loss each and the gradients
-        in common: those decide, for all alike.
+        For a device the host would have to wait.  On several ranks ``f0`` is the loss of all.
         """
-        several = ranks() > 1
-        if not (several or self.check_finite) and f0.is_cpu:
+        if not self.check_finite and f0.is_cpu:
             return not math.isfinite(f0.item()), None
-        numbers = [f0] if isinstance(f0, Tensor) and not several else []
-        if self.check_finite or several:
+        numbers = [f0] if isinstance(f0, Tensor) else []
+        if self.check_finite:
             numbers += self._kernels.largest_gradients()
-        flag = flag_of(numbers)
+        flag = flag_of(numbers) if numbers else torch.zeros(())
+        if self.check_finite and self._ranks.several:
+            flag = self._ranks.mean_on_device("its gradients", flag)
         return (flag.item() != 0.0, None) if flag.device.type == "cpu" else (False, flag)
-
-    def _look(self) -> list[Tensor]:
-        """Return a look back on the window; none where no weight has been noted."""
-        parts = self._kernels.alignment()
-        if self.param_groups[0]["maximize"]:
-            parts = [-part for part in parts]
-        return [sum_of(parts)] if len(parts) > 1 else parts
-
-    def _first_move(self) -> float:
-        """Return the largest step size before the first window; -1 where weights of 0 set none."""
-        if direction_of(self.param_groups[0]).scaled_by_ratios:  # by the weights' size
-            return FIRST_MOVE
-        return FIRST_MOVE * self._kernels.root_mean_square() or -1.0
 
     @property
     def search_due(self) -> bool:

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import copy_each
+from ._torch import copy_each, local_of
 from .kernels.memory import has_memory, is_lazy, overlaps_itself
+from .wrappers import buffer_syncs, put_back_buffer_syncs
 
 NARROW = re.compile(r"torch\.(u?int[1-7]|bits.*)")  # dtypes that torch can store and not copy
 
@@ -48,7 +49,8 @@ class Replay:
         self._module = module
         self._moving: set[int] = set()  # addresses of memory
         if trials_follow and module is not None:
-            self._moving = {p.untyped_storage().data_ptr() for p in parameters if p.requires_grad}
+            moved = [local_of(p) for p in parameters if p.requires_grad]
+            self._moving = {own.untyped_storage().data_ptr() for own in moved}
         self._before = _Snapshot(self._devices, module, self._moving, trials_follow)
         self._after: _Snapshot | None = None
 
@@ -61,7 +63,7 @@ class Replay:
         self._before.put_back()
 
     def rewind_streams(self) -> None:
-        """Put random streams alone back as before the first evaluation."""
+        """Put random streams back as before the first evaluation, and no buffers."""
         self._before.put_streams_back()
 
     def resume(self) -> None:
@@ -70,7 +72,10 @@ class Replay:
 
 
 class _Snapshot:
-    """The state of all random generators in use, and of all buffers."""
+    """The state of all random generators in use, and of all buffers; of DTensors this rank's part.
+
+    And whether DDP is to broadcast them in the next forward.
+    """
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class _Snapshot:
             for device in devices
         }
         self.buffers = None if module is None else _Buffers(module, moving)
+        self.syncs = buffer_syncs(module) if exact else []
 
     def put_back(self) -> None:
         self.put_streams_back()
@@ -102,6 +108,7 @@ class _Snapshot:
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, *_which(device))
+        put_back_buffer_syncs(self.syncs)
 
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:
@@ -121,7 +128,7 @@ class _Buffers:
     def __init__(self, module: nn.Module, moving: Collection[int] = ()) -> None:
         self.owners = [(owner, dict(owner._buffers.items())) for owner in module.modules()]
         held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
-        readable = [buffer for buffer in held.values() if _has_plain_memory(buffer)]
+        readable = [own for own in map(local_of, held.values()) if _has_plain_memory(own)]
         if moving:
             readable = [b for b in readable if b.untyped_storage().data_ptr() not in moving]
         # `.data` and not `.detach()`: autograd does not count what is written there, and need not,
@@ -153,7 +160,7 @@ class _Buffers:
             f"buffer {name!r} of {type(owner).__name__}"
             for owner, buffers in self.owners
             for name, buffer in buffers.items()
-            if id(buffer) in lost
+            if id(local_of(buffer)) in lost
         ]
         raise RuntimeError(
             f"{', '.join(labels)}: its memory was freed or cut short while the closure ran, and "

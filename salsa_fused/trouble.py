@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._torch import local_of
 from .kernels.parameters import parameter_label
 from .line_search import LineSearch
 from .warning import Once, first_of, warn
@@ -206,7 +207,7 @@ def _labels_of_not_finite(groups: Groups, of: Callable[[Tensor], Any]) -> str:
     found = []
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            tensor = of(parameter) if parameter.requires_grad else None
+            tensor = local_of(of(parameter)) if parameter.requires_grad else None
             if tensor is None or tensor.layout != torch.strided:
                 continue
             if not torch.isfinite(tensor).all():

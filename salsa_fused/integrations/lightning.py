@@ -7,6 +7,7 @@ averaged over trials, and with ``accumulate_grad_batches`` only the last micro-b
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from .._torch import is_dtensor
+from ..dtensor_norms import clip_grad_norm_of_dtensors
 from ..optimizer import FusedSaLSa
 from .common import DEEPSPEED, found_within, numbers, replaced
 
@@ -184,6 +187,7 @@ def _silent(*args: Any, **kwargs: Any) -> None:
 
 
 def _norm(optimizer: FusedSaLSa) -> Tensor:
-    present = [p.grad for p in optimizer._parameters() if p.grad is not None]
-    norm: Any = get_total_norm(present)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    parameters = optimizer._parameters()
+    if any(map(is_dtensor, parameters)):
+        return clip_grad_norm_of_dtensors(parameters, math.inf, 2.0, False)
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])

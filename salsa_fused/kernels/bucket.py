@@ -40,8 +40,9 @@ class Bucket:
         dtype: torch.dtype,  # of the weights
         gradient_dtype: torch.dtype,
         direction: Direction,
+        pieces: int = 1,  # that ranks have of these weights, one of them this rank
     ) -> None:
-        self.backend, self.direction = backend, direction
+        self.backend, self.direction, self.pieces = backend, direction, pieces
         self.device, self.dtype, self.gradient_dtype = device, dtype, gradient_dtype
         self.rows: list[Row] = []
         self.weights: list[Tensor] = []

@@ -9,7 +9,7 @@ differs: ``.to()``, ``p.data = ``, an EMA swap and a loaded state all move tenso
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import is_
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .._torch import forget_cached_weights, largest_of_each
+from .._torch import forget_cached_weights, is_dtensor, largest_of_each
 from . import columns
 from .backends import choose_backend, forced_backends
 from .bucket import Bucket
@@ -27,6 +27,9 @@ from .decay import LARGE_DECAY, largest_ratio, warn_of_decay, with_bounded_decay
 from .directions import DIRECTIONS, Direction, Scalars, StepFacts, direction_of
 from .memory import moment_like, readable_gradient
 from .parameters import check_no_shared_memory, check_parameter, parameter_label, takes_part
+from .ratios import set_ratios_of_parts
+from .shards import Shards
+from .window import WINDOW_START, empty_like
 
 Groups = Sequence[Mapping[str, Any]]
 Parts = list[Tensor]  # a scalar for each bucket
@@ -49,15 +52,24 @@ class Kernels:
     before the first trial; where a window begins, :meth:`prepare_window` comes before
     :meth:`final_write` and :meth:`begin_window` after :meth:`commit`.
 
+    Of DTensors the kernels have this rank's parts (see shards.py).  What is summed up over weights
+    counts each part as often as there are other parts, so that the mean over the ranks is the sum.
+
     Args:
         backend: the name of the backend to force; None: the fastest that serves each weight.
+        mean_of_each: returns the mean over the ranks of every number.
 
     Raises:
         ValueError: there is no backend of that name.
     """
 
-    def __init__(self, backend: str | None = None) -> None:
+    def __init__(
+        self, backend: str | None = None, mean_of_each: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.forced = forced_backends(backend)
+        self.shards: Shards | None = None  # where a parameter is a DTensor
+        self._mean_of_each = mean_of_each or (lambda numbers: numbers)
+        self._ratios_of_parts = False  # of DTensors, in this step
         self.buckets: list[Bucket] = []
         self._direction: Direction = DIRECTIONS["adam"]  # of all groups
         self._parameters: list[Tensor] = []
@@ -79,10 +91,18 @@ class Kernels:
             RuntimeError: a gradient that no kernel can read (sparse, complex, on another device).
             TypeError, ValueError: a parameter with its first gradient that no kernel can train.
         """
+        if self.shards is not None:
+            self.shards.read(groups, state)
+            groups, state = self.shards.groups, self.shards.state
         if not self._refresh_buckets(groups, state):
+            if self.shards is None and any(map(is_dtensor, parameters_of(groups))):
+                self.shards = Shards()
+                return self.refresh(groups, state)
             self._build(groups)
             if not self._refresh_buckets(groups, state):
                 raise RuntimeError("the parameters changed while the optimizer looked at them")
+        if self.shards is not None:
+            return self.shards.any_has_gradient()
         return True in [bucket.has_gradients for bucket in self.buckets]
 
     # -- a search -----------------------------------------------------------------------------
@@ -100,7 +120,7 @@ class Kernels:
         moving = [bucket for bucket in self.buckets if unit is None or unit in bucket.groups]
         for bucket in moving:
             bucket.make_room(unit)
-        return [bucket.first_trial() for bucket in moving]
+        return [_counted(bucket.first_trial(), bucket) for bucket in moving]
 
     def next_trial(self, groups: Groups, step_size: float) -> None:
         """Move the weights to another trial along the same direction."""
@@ -161,16 +181,24 @@ class Kernels:
 
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
+        own = state if self.shards is None else self.shards.state
+        stay = all(bucket.moments_current and not bucket.missing for bucket in self.buckets)
         for bucket in self.buckets:
-            bucket.commit(state)
+            bucket.commit(own)
         for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
             if weight.grad is not None and self._direction.moments:
-                t = state.get(weight, {}).get(STEP, 0)
+                entry = own.get(weight, {})
+                if STEP in entry:
+                    entry[STEP] += 1
+                    continue
                 moments = {name: moment_like(weight) for name in sorted(self._direction.moments)}
-                state[weight] = {STEP: t + 1, **moments}
+                own[weight] = {STEP: 1, **moments}
+        if self.shards is not None:
+            self.shards.enter(state, self._common_count() if stay else None)
 
     def forget(self) -> None:
         """Build everything anew at the next step: an exception may have left it half made."""
+        self.shards = None
         self.buckets, self._parameters, self._group_sizes = [], [], []
         self._empty, self._frozen, self._known_items = [], [], None
 
@@ -178,6 +206,9 @@ class Kernels:
         """Hold neither gradients nor saved weights between steps."""
         for bucket in self.buckets:
             bucket.release()
+        if self.shards is not None:
+            self.shards.release()
+            self._ratios_of_parts = False
 
     # -- what steps ask of weights and gradients ----------------------------------------------
 
@@ -189,14 +220,14 @@ class Kernels:
         gradients = [[g for g in bucket.gradients if g is not None] for bucket in self.buckets]
         return [torch.stack(largest_of_each(present)).amax() for present in gradients if present]
 
-    def root_mean_square(self) -> float:
-        """Return that of all weights that have a gradient; the host waits for it."""
+    def norm_and_count(self) -> tuple[float, float]:
+        """Return the norm of all weights that have a gradient; the host waits for it."""
         norms, count = [0.0], 0
         for bucket in self.buckets:
             moving = [bucket.weights[row] for row in bucket.stepped_rows()]
-            norms.append(get_total_norm(moving).item())
-            count += sum(weight.numel() for weight in moving)
-        return math.hypot(*norms) / math.sqrt(max(count, 1))
+            norms.append(get_total_norm(moving).item() * math.sqrt(bucket.pieces))
+            count += sum(weight.numel() for weight in moving) * bucket.pieces
+        return math.hypot(*norms), count
 
     def alignment(self) -> Parts:
         """Return ``<g, window_start - w>`` of each bucket that has rows with both, on its device.
@@ -205,7 +236,7 @@ class Kernels:
         """
         self._relocate()
         found = [bucket for bucket in self.buckets if bucket.find_window()]
-        return [bucket.backend.alignment(bucket.work()) for bucket in found]
+        return [_counted(bucket.backend.alignment(bucket.work()), bucket) for bucket in found]
 
     # -- where a window begins ----------------------------------------------------------------
 
@@ -216,17 +247,32 @@ class Kernels:
         its first step on, as checkpoints expect it.  Return whether there is anything to enter.
         """
         found = [b for b in self.buckets if b.new_moments] if newcomers_only else self.buckets
+        own = state if self.shards is None else self.shards.state
         if found:
             with torch.no_grad():
                 for bucket in found:
-                    bucket.prepare_window(state, newcomers_only=newcomers_only)
-        return bool(found)
+                    bucket.prepare_window(own, newcomers_only=newcomers_only)
+        return bool(found) or any(WINDOW_START not in own.get(weight, {}) for weight in self._empty)
 
     def begin_window(self, state: State) -> None:
         """Enter the weights before this step, of those that it stepped, into the state."""
         with torch.no_grad():
+            own = state if self.shards is None else self.shards.state
             for bucket in self.buckets:
-                bucket.window.begin(state)
+                bucket.window.begin(own)
+            for weight in self._empty:
+                if weight in own:
+                    own[weight].setdefault(WINDOW_START, empty_like(weight))
+            if self.shards is not None:
+                self.shards.enter(state)
+
+    def _common_count(self) -> int | None:
+        """Return the count that every parameter has after this step; None where they differ."""
+        assert self.shards is not None
+        counts: set[Any] = {t for bucket in self.buckets for _, t in bucket.scalar_keys}
+        counts |= {self.shards.state.get(weight, {}).get(STEP) for weight in self._empty}
+        rows = sum(len(bucket.rows) for bucket in self.buckets) + len(self._empty)
+        return counts.pop() if len(counts) == 1 and rows == len(self._parameters) else None
 
     # -- buckets ------------------------------------------------------------------------------
 
@@ -282,11 +328,11 @@ class Kernels:
                     readable_gradient(weight.grad, weight, label)
                 gradient_dtype = (weight if weight.grad is None else weight.grad).dtype
                 backend = choose_backend(weight, gradient_dtype, self.forced)
-                key = (id(backend), weight.device, weight.dtype, gradient_dtype)
+                pieces = 1 if self.shards is None else self.shards.pieces_of(weight)
+                of_all = (weight.device, weight.dtype, gradient_dtype, direction, pieces)
+                key = (id(backend), *of_all)
                 if key not in buckets:
-                    buckets[key] = Bucket(
-                        backend, weight.device, weight.dtype, gradient_dtype, direction
-                    )
+                    buckets[key] = Bucket(backend, *of_all)
                 buckets[key].add(weight, index, label)
         if newcomers:
             check_no_shared_memory(groups)
@@ -318,10 +364,13 @@ class Kernels:
     def _take_ratios(self, groups: Groups) -> None:
         """Compute LAMB's ratios, once in a step: at the weights before it."""
         clip = groups[0]["trust_clip"]
+        bound = math.inf if clip is None else clip
         for bucket in self.buckets:
-            if bucket.ratios is None:
-                bound = math.inf if clip is None else clip
+            if bucket.ratios is None and bucket.pieces == 1:
                 bucket.ratios = bucket.backend.trust_ratios(bucket.work(), bound)
+        if self.shards is not None and self.shards.in_pieces and not self._ratios_of_parts:
+            self._ratios_of_parts = True  # one message in a step, from all ranks
+            set_ratios_of_parts(self.buckets, self._parameters, self._mean_of_each, bound)
 
     def _bound_decay(self, groups: Groups, step_size: float | list[float]) -> None:
         """See to it that the final write turns no weight's sign by decay, and warn beforehand."""
@@ -355,6 +404,11 @@ class Kernels:
 def parameters_of(groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     """Return all parameters, in the order of their groups."""
     return [parameter for group in groups for parameter in group["params"]]
+
+
+def _counted(total: Tensor, bucket: Bucket) -> Tensor:
+    """Count a sum over parts of weights as often as other ranks have other parts."""
+    return total if bucket.pieces == 1 else total * bucket.pieces
 
 
 def _stands_at_the_step(bucket: Bucket, tried: list[Scalars]) -> bool:

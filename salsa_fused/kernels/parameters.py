@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch import local_of
 from .memory import NO_MEMORY, is_dense, is_lazy, overlaps_itself
 
 
@@ -29,7 +30,11 @@ def takes_part(parameter: Tensor) -> bool:
 
 
 def check_parameter(parameter: Tensor, label: str) -> None:
-    """Raise TypeError or ValueError for a tensor that no kernel can train."""
+    """Raise TypeError or ValueError for a tensor that no kernel can train.
+
+    Of a DTensor the kernels train the part that this rank has.
+    """
+    parameter = local_of(parameter)
     if is_lazy(parameter):
         raise TypeError(
             f"{label} is lazy, it has no shape yet: run one forward pass of the model before you "
@@ -39,7 +44,7 @@ def check_parameter(parameter: Tensor, label: str) -> None:
         kind = f"{type(parameter).__module__}.{type(parameter).__qualname__}"
         raise TypeError(
             f"{label} is a {kind}; FusedSaLSa writes weights through their addresses and trains "
-            "plain tensors only (no DTensor, no other tensor subclass)"
+            "plain tensors and DTensors only (no other tensor subclass)"
         )
     if parameter.layout != torch.strided:
         raise TypeError(f"{label} is sparse ({parameter.layout}): make it dense")
@@ -71,11 +76,12 @@ def check_no_shared_memory(groups: Sequence[Mapping[str, Any]]) -> None:
     spans = []
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            if takes_part(parameter) and parameter.numel() > 0 and is_dense(parameter):
-                start = parameter.data_ptr()
-                end = start + parameter.numel() * parameter.element_size()
+            own = local_of(parameter)
+            if takes_part(parameter) and own.numel() > 0 and is_dense(own):
+                start = own.data_ptr()
+                end = start + own.numel() * own.element_size()
                 if start:  # where there is no memory nothing is shared
-                    spans.append((str(parameter.device), start, end, parameter_label(group, index)))
+                    spans.append((str(own.device), start, end, parameter_label(group, index)))
     spans.sort()
     for (device, _, end, label), (next_device, start, _, next_label) in pairwise(spans):
         if device == next_device and start < end:
@@ -89,7 +95,7 @@ def check_gradients_have_memory(groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise RuntimeError where a gradient's memory was given back: torch would read it."""
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            gradient = parameter.grad
+            gradient = local_of(parameter.grad)
             if gradient is None or gradient.layout != torch.strided or gradient.data_ptr():
                 continue
             if gradient.numel() > 0:

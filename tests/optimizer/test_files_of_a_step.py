@@ -67,13 +67,14 @@ WAYS = pytest.mark.parametrize(
 @pytest.mark.filterwarnings("ignore:a forward changes buffers")
 @WAYS
 def test_the_optimizers_files(with_closure, replays_buffers):
-    for entered, _ in files_of_plain_steps(with_closure, replays_buffers):
+    for entered, looks in files_of_plain_steps(with_closure, replays_buffers):
         found = {name for name in entered if not name.startswith("kernels/")}
-        assert found <= OPTIMIZERS and "optimizer.py" in found
+        assert found <= OPTIMIZERS | ({"measures.py"} if looks else set())
+        assert "optimizer.py" in found
 
 
 @pytest.mark.filterwarnings("ignore:a forward changes buffers")
 @WAYS
 def test_all_files(with_closure, replays_buffers):
     for entered, looks in files_of_plain_steps(with_closure, replays_buffers):
-        assert len(entered) <= MOST + 2 * looks, sorted(entered)
+        assert len(entered) <= MOST + 3 * looks, sorted(entered)

@@ -72,17 +72,9 @@ class ReferenceBackend:
         return write
 
     def trust_ratios(self, work: Work, clip: float) -> Tensor:
-        dtype = compute_dtype(work.dtype)
-        ratios = torch.ones(len(work.weights), dtype=dtype, device=work.device)
-        for row in _rows(work):
-            w = row.weight.to(dtype)
-            update, _ = work.direction.update(row.g, row.moments, row.c)
-            u = decayed(update, w, row.c)
-            w_norm, u_norm = (x.to(_widest(x.device)).square().sum().sqrt() for x in (w, u))
-            ratio = w_norm.div(u_norm).to(dtype).clamp(max=clip)
-            ratio = torch.where((w_norm == 0.0) | (u_norm == 0.0), 1.0, ratio)
-            ratios[row.number] = ratio
-        return ratios
+        w_norm, u_norm = squared_norms(work).sqrt().unbind(1)
+        ratios = w_norm.div(u_norm).to(compute_dtype(work.dtype)).clamp(max=clip)
+        return torch.where((w_norm == 0.0) | (u_norm == 0.0), 1.0, ratios)
 
     def alignment(self, work: Work) -> Tensor:
         dtype = compute_dtype(work.dtype)
@@ -92,6 +84,21 @@ class ReferenceBackend:
                 back = start.to(dtype).sub(weight.detach().to(dtype))
                 total += _sum(g.to(dtype).mul(back))
         return total
+
+
+def squared_norms(work: Work) -> Tensor:
+    """Return, for every row, those of ``w`` and ``u`` (see ``Backend.trust_ratios``).
+
+    They are 0 for rows that the kernel does not go over.
+    """
+    widest = _widest(work.device)
+    squares = torch.zeros(len(work.weights), 2, dtype=widest, device=work.device)
+    for row in _rows(work):
+        w = row.weight.to(row.g.dtype)
+        update, _ = work.direction.update(row.g, row.moments, row.c)
+        for place, x in enumerate((w, decayed(update, w, row.c))):
+            squares[row.number, place] = x.to(widest).square().sum()
+    return squares
 
 
 class _Row(NamedTuple):

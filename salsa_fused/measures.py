@@ -1,0 +1,61 @@
+"""What a step asks of losses, weights and gradients, of all ranks: the same numbers on each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._torch import whole_of
+from .conventions import Habits
+from .evaluation import Evaluation
+from .kernels import Kernels
+from .kernels.directions import direction_of
+from .look_back import FIRST_MOVE
+from .pending import sum_of
+from .ranks import Ranks
+
+
+class Measures(Optimizer):
+    """Where several ranks train, each of these is a message between them (see ranks.py)."""
+
+    _habits: Habits
+    _kernels: Kernels
+    _ranks: Ranks
+
+    def _of_all_ranks(
+        self, f0: Tensor, has_gradient: bool, search: Evaluation | None
+    ) -> tuple[Tensor, bool]:
+        """Return the loss of all ranks, and whether a search finds a gradient on any."""
+        ranks, f0 = self._ranks, whole_of(f0)
+        if search is None:  # without a search they have gradients alike
+            return ranks.mean_loss_on_device("a plain step", f0), has_gradient
+        mine = search.calls_backward or self._habits.needs_graph
+        loss, found, with_graph = ranks.mean_loss("a search", f0.item(), has_gradient, mine)
+        if 0.0 < with_graph < 1.0:
+            self._habits.needs_graph = True  # so that all ranks evaluate as often
+        return f0.new_tensor(loss), found > 0.0
+
+    def _look(self) -> list[Tensor]:
+        """Return a look back on the window; none where no weight has been noted."""
+        parts = self._kernels.alignment()
+        if self.param_groups[0]["maximize"]:
+            parts = [-part for part in parts]
+        if self._ranks.several:  # of which one may have no part of any weight
+            total = sum_of(parts) if parts else torch.zeros((), dtype=torch.float64)
+            return [self._ranks.mean_on_device("a look back", total)]
+        return [sum_of(parts)] if len(parts) > 1 else parts
+
+    def _first_move(self) -> float:
+        """Return the largest step size before the first window; -1 where weights of 0 set none."""
+        first: dict[str, Any] = self.param_groups[0]
+        if direction_of(first).scaled_by_ratios:  # by the weights' size
+            return FIRST_MOVE
+        norm, count = self._kernels.norm_and_count()
+        if self._ranks.several:
+            square, count = self._ranks.mean("a first move", norm * norm, count)
+            norm = math.sqrt(square)
+        return FIRST_MOVE * (norm / math.sqrt(max(count, 1))) or -1.0
