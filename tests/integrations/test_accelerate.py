@@ -54,15 +54,15 @@ def loss_of(model, batch):
 class Run:
     """A loop as Accelerate's guide has it, over all batches."""
 
-    def __init__(self, micro=1, clip=0.0, dropout=0.2, norm=True, factor=None, **keywords):
+    def __init__(self, micro=1, clip=0.0, dropout=0.2, norm=True, factor=None, parts=1, **keywords):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro, **keywords)
         net = make_net(dropout=dropout, norm=norm)
         optimizer = FusedSaLSa(net.parameters(), module=net)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor or (lambda step: 1.0))
-        loader = make_loader(SIZE // micro)
+        loader = make_loader(SIZE // micro // parts)  # of so many ranks
         self.prepared = self.accelerator.prepare(net, optimizer, loader, schedule)
         self.model, self.optimizer, self.loader, self.schedule = self.prepared
-        self.evaluate = ours.evaluate(self.accelerator, self.optimizer)
+        self.evaluate = ours.evaluate(self.accelerator, self.optimizer, self.model)
         self.clip, self.losses, self.factors = clip, [], []
 
     def epoch(self):
