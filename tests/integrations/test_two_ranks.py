@@ -57,3 +57,12 @@ def test_as_in_one_process(name, folder, tmp_path):
     assert first["weights"] == pytest.approx(expected["weights"], rel=1e-3)
     losses = [sum(pair) / 2 for pair in zip(first["losses"], second["losses"])]
     assert losses == pytest.approx(expected["losses"], rel=1e-3)
+
+
+def test_the_example(tmp_path):
+    example = HERE.parent.parent / "examples" / "fsdp2.py"
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import runpy\nmain = runpy.run_path({str(example)!r})['main']\nassert main(2) > 0.7\n"
+    )
+    torchrun(str(script))

@@ -24,7 +24,8 @@ def test_the_quickstart(capsys):
 def test_each_is_short_and_says_how_to_run_it(path):
     text = path.read_text()
     assert len(text.splitlines()) < LONGEST
-    assert f"python examples/{path.name}" in ast.get_docstring(ast.parse(text))
+    usage = ast.get_docstring(ast.parse(text))
+    assert f"&& python examples/{path.name}" in usage or f"2 examples/{path.name}" in usage
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -34,4 +35,4 @@ def test_each_is_run_by_a_test(path):
 
 
 def test_there_are_some():
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 5
