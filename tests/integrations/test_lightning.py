@@ -324,6 +324,7 @@ def test_fabric(clip):
                     optimizer.note_clipping(norm, 0.1)
                 optimizer.step()
                 optimizer.zero_grad()
+    assert not {"_clipped", "_outer_replay", "_parts"} & vars(optimizer).keys()  # the wrapper's
     _, expected, _ = by_hand(make_loader(), clip=0.1, dropout=0.0, norm=False)
     assert_alike(optimizer.metrics(), expected.metrics(), rel=1e-3)
 

@@ -225,9 +225,16 @@ def test_a_weight_that_is_missing_is_noticed():
 # -- what is forgotten ------------------------------------------------------------------------
 
 
-def one_step(net, optimizer, step):
+CLEAR = {
+    "optimizer": lambda net, optimizer: optimizer.zero_grad(),
+    "to zero": lambda net, optimizer: optimizer.zero_grad(set_to_none=False),
+    "model": lambda net, optimizer: net.zero_grad(),
+}
+
+
+def one_step(net, optimizer, step, clear="optimizer"):
     loss = optimizer.evaluate(make_closure(net, step))
-    optimizer.zero_grad()
+    CLEAR[clear](net, optimizer)
     loss.backward()
     return optimizer.step()
 
@@ -238,14 +245,13 @@ def skip(net, optimizer, how):
     if how == "no backward":
         return
     loss.backward()
-    if how == "optimizer":
-        optimizer.zero_grad()
-    elif how == "model":
-        net.zero_grad()
+    if how in CLEAR:
+        CLEAR[how](net, optimizer)
 
 
-@pytest.mark.parametrize("how", ["no backward", "optimizer", "model", "next"])
-def test_an_evaluation_without_a_step_is_forgotten(how):
+@pytest.mark.parametrize("clear", CLEAR)
+@pytest.mark.parametrize("how", ["no backward", "left to the next", *CLEAR])
+def test_an_evaluation_without_a_step_is_forgotten(how, clear):
     found = []
     for skipped in (None, how):
         net, optimizer = net_of()
@@ -255,9 +261,25 @@ def test_an_evaluation_without_a_step_is_forgotten(how):
             skip(net, optimizer, skipped)
             net.load_state_dict(buffers)
             torch.set_rng_state(streams)
-        one_step(net, optimizer, 1)  # which zeroes the gradients before backward()
+        one_step(net, optimizer, 1, clear)
         found.append(everything(net, optimizer))
     assert_same(*found)
+
+
+def test_a_trainers_evaluation_without_a_step_is_forgotten():
+    """Its backward() comes with it, and it clears the model's gradients."""
+    net, optimizer = net_of()
+    for step in range(3):
+        closure = make_closure(net, step)
+        with optimizer._evaluating(closure) as note:
+            loss = closure()
+            loss.backward()
+            note(loss.detach())
+        if step == 1:  # as where a scaler skips it
+            net.zero_grad()
+        else:
+            assert optimizer.step().item() == loss.item() == optimizer.last_search.loss
+            net.zero_grad()
 
 
 def test_a_scaler_that_skips_a_step():
