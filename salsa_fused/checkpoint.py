@@ -20,6 +20,7 @@ from .kernels.directions import DIRECTIONS, Direction, direction_of
 from .kernels.memory import moment_like
 from .kernels.parameters import parameter_label
 from .kernels.window import WINDOW_START, empty_like
+from .loss_parts import Parts
 from .pending import Pending
 from .plain_numbers import as_plain_numbers, foreign_numbers
 from .ranks import Ranks
@@ -88,15 +89,18 @@ class Checkpoints(GivenLoss, Groups, Readings):
             group.update(completed(group))
         for name, value in NOT_PICKLED.items():
             self.__dict__.setdefault(name, value)
+        # gradients that are there already may be anybody's; those that come later are accumulated
+        none = all(p.grad is None for group in self.param_groups for p in group["params"])
+        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=none)
         reduction = self.__dict__.pop("loss_reduction", "mean")  # a process group is no data
         self.__dict__.setdefault("_ranks", Ranks(None, reduction))
-        self._habits = replace(self.__dict__.get("_habits", Habits()), marked=False)
         self._trouble = self.__dict__.get("_trouble", Trouble(self._habits.once))
         self._begin_afresh()
 
     def _begin_afresh(self) -> None:
         """Set what neither a checkpoint nor a pickle holds."""
         self._outer_replay, self._clipped = None, NOT_CLIPPED
+        self._parts = Parts()
         self._pending = Pending()
         self._constructing = self._stepping = self._in_trial = False
         self._kernels = self.kernels_class(self._backend, self._ranks.mean_of_each)

@@ -35,7 +35,16 @@ EXACT = (torch.float32, torch.float64)  # others lose small steps in the weights
 SLIGHT, SAME_RATIO = 0.8, 0.02  # a ratio that is little off, and how well it has to be known
 SLOPE_RATIOS = (0.95, 1.25)  # observed to expected decrease; 0.99 to 1.0 where all is right
 
+COARSE = (torch.bfloat16, torch.float16)
+
 SILENCE = "check_replay=False silences this"
+
+COARSE_LOSS = (
+    "the loss is {dtype}, whose numbers are {share:.2g} % apart: most searches will find no "
+    "difference between losses, and keep the step size. Return it in fp32, "
+    "loss_function(outputs.float(), targets), or load the model in fp32 and use autocast. "
+    f"{SILENCE}."
+)
 
 
 @contextmanager
@@ -117,7 +126,10 @@ class Consistency:
         first = sign * loss.item()
         if not math.isfinite(first):
             return False
-        tolerance = FLAT_ULPS * torch.finfo(loss.dtype).eps
+        eps = torch.finfo(loss.dtype).eps
+        tolerance = FLAT_ULPS * eps
+        if loss.dtype in COARSE:
+            self._habits.once.say("coarse", COARSE_LOSS.format(dtype=loss.dtype, share=100.0 * eps))
         with called_modules() as modules:
             again = trials.loss()
         trained = set(map(id, self._parameters))

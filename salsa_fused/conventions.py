@@ -17,9 +17,11 @@ SAME_DIRECTION = 1e-6  # 1 - cos, below which two gradients are of one loss
 
 ACCUMULATED = (
     "gradients were there before step(closure), and the closure's own take their place: what was "
-    "accumulated is thrown away. To accumulate, run the micro-batches in `with "
-    "optimizer.first_evaluation():`, call backward() on each, and then step(closure, loss=total), "
-    "where the closure returns the loss of all of them. Where the gradients are another loss's (a "
+    "accumulated is thrown away. To accumulate, take loss = optimizer.evaluate(closure, 1 / n) of "
+    "each micro-batch, call backward() on loss / n, and then step() without a closure (trainers: "
+    "salsa_fused.integrations; Lightning's SaLSaCallback). Or run them in `with "
+    "optimizer.first_evaluation():` and call step(closure, loss=total), where the closure returns "
+    "the loss of all. Where the gradients are another loss's (a "
     "GAN's), or were changed in place, call optimizer.zero_grad() before step(closure)"
 )
 

@@ -234,8 +234,10 @@ def check_call(closure: Any, loss: Any, searching: bool) -> None:
     if searching and closure is None:
         raise RuntimeError(
             "a search is due at this step and needs a closure that computes the loss: call "
-            "step(closure), ask optimizer.search_due beforehand, or build the optimizer with "
-            "search_period=None for no search"
+            "step(closure); or, where a trainer calls step(), loss = optimizer.evaluate(closure) "
+            "before loss.backward(), or what salsa_fused.integrations has for the trainer; or ask "
+            "optimizer.search_due beforehand; or build the optimizer with search_period=None for "
+            "no search"
         )
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

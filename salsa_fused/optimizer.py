@@ -197,7 +197,7 @@ class FusedSaLSa(Checkpoints, Measures):
         ``step(closure)``: the closure computes the loss and returns it; zeroing the gradients and
         ``backward`` are done here.  ``step(closure, loss=loss)``: the gradients of ``loss`` are
         there already (accumulation, clipping); the closure is called for trials only.  ``step()``:
-        only while no search is due (:attr:`search_due`).
+        after :meth:`evaluate`, or while no search is due (:attr:`search_due`).
 
         A step whose loss is not finite is skipped and counted in :attr:`skipped_steps`; so is one
         whose search accepts no trial, or whose gradients a search finds not finite (on other steps
@@ -206,8 +206,8 @@ class FusedSaLSa(Checkpoints, Measures):
         buffers are as before the step, unless it was a warning that is turned into an error.
 
         Returns:
-            The loss at the weights before the step, detached; ``None`` without a closure.  On
-            several ranks that of all of them.
+            The loss at the weights before the step, detached, on several ranks that of all of
+            them; ``None`` where there is none.
 
         Raises:
             RuntimeError: a search is due and there is no closure; the loss has no graph; a
@@ -216,6 +216,8 @@ class FusedSaLSa(Checkpoints, Measures):
         """
         if self._stepping:
             self._refuse_in_a_step("step()")
+        if self._parts:
+            closure, loss = self._given(closure, loss)
         with Interrupts() as interrupts:
             recording = torch.is_grad_enabled()
             set_grad_mode(False)
@@ -380,6 +382,7 @@ class FusedSaLSa(Checkpoints, Measures):
         """Count the step, and when it is complete, say what keeps training from working."""
         groups, first, search = self.param_groups, self.param_groups[0], decided.search
         self._clipped = NOT_CLIPPED
+        self._parts.clear()
         self._habits.marked = evaluation is not None
         if evaluation is not None:
             mark_gradients(evaluation.parameters)

@@ -62,6 +62,10 @@ class Replay:
         """Put random streams and buffers back as before the first evaluation."""
         self._before.put_back()
 
+    def rewind_streams(self) -> None:
+        """Put random streams back as before the first evaluation, and no buffers."""
+        self._before.put_streams_back()
+
     def resume(self) -> None:
         """Put random streams and buffers back as the first evaluation left them."""
         (self._after or self._before).put_back()
@@ -93,14 +97,17 @@ class _Snapshot:
         self.syncs = buffer_syncs(module) if exact else []
 
     def put_back(self) -> None:
+        self.put_streams_back()
+        if self.buffers is not None:
+            self.buffers.put_back()
+
+    def put_streams_back(self) -> None:
         random.setstate(self.python)
         if self.numpy is not None:
             put_numpy_back(sys.modules["numpy"], self.numpy)
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, *_which(device))
-        if self.buffers is not None:
-            self.buffers.put_back()
         put_back_buffer_syncs(self.syncs)
 
 

@@ -193,6 +193,14 @@ def test_a_16_bit_loss_ends_flat_and_does_not_grow(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_loss_is_warned_of(dtype):
+    net, optimizer = build(search_period=1)
+    evaluate = make_closure(net)
+    with pytest.warns(UserWarning, match=f"the loss is {dtype}, .* Return it in fp32"):
+        optimizer.step(lambda: evaluate().to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_whole_step_in_one_autocast_context(dtype):
     """Cached casts of the weights before would make every trial return the same loss."""
     net, optimizer = build(search_period=1, check_replay=False)

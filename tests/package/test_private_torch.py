@@ -81,6 +81,7 @@ for name in ("torch.amp.grad_scaler.GradScaler", "torch.optim.optimizer", "torch
              "torch.optim.optimizer.Optimizer", "torch.nn.modules.module.Module"):
     assert len(before[name]) > 5, name
 import salsa_fused
+assert not {"accelerate", "lightning", "pytorch_lightning", "transformers"} & sys.modules.keys()
 for package in (salsa_fused, salsa_fused.kernels, salsa_fused.kernels.backends):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         if not module.name.endswith(("__main__", "triton_kernels", "triton_directions")):

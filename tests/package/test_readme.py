@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import re
-import textwrap
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from readme import BLOCKS, README, block_with
 from small_net import make_batch, make_net
 from torch import nn
 
 from salsa_fused import FusedSaLSa
-
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = [
-    textwrap.dedent(block)
-    for block in re.findall(r"^ *```python\n(.*?)^ *```", README, re.M | re.S)
-]
-
-
-def block_with(text: str) -> str:
-    (found,) = [block for block in BLOCKS if text in block]
-    return found
 
 
 @pytest.fixture
@@ -50,11 +38,12 @@ def no_warnings():
 
 
 def test_every_block_is_tested():
-    assert len(BLOCKS) == 7
+    """Here, and in tests/integrations."""
+    assert len(BLOCKS) == 11
 
 
 def test_swap_it_in(names):
-    exec(block_with("loss = optimizer.step(closure)"), names)
+    exec(block_with("loss = optimizer.step(closure)  # zero_grad"), names)
     assert names["optimizer"].metrics()["steps"] == 40
     assert names["loss"] < 3.0
 
@@ -80,6 +69,12 @@ def test_a_schedule_becomes_a_factor(names):
     assert isinstance(names["scheduler"], torch.optim.lr_scheduler.OneCycleLR)
 
 
+def test_evaluate(names):
+    exec(block_with("loss.backward()  # or"), names)
+    assert names["optimizer"].metrics()["steps"] == 40
+    assert names["loss"] < 3.0
+
+
 def test_accumulation_and_clipping(names):
     for _ in range(30):
         exec(block_with("optimizer.step(closure, loss=total)"), names)
@@ -94,7 +89,7 @@ def test_grad_scaler(names):
     inputs, targets = names["loader"][0]
     before = names["loss_function"](names["model"](inputs), targets).item()
     names["loader"] = names["loader"][:1] * 60
-    exec(block_with("scaler.scale(loss).backward()"), names)
+    exec(block_with("scaler = torch.amp.GradScaler"), names)
     optimizer = names["optimizer"]
     assert optimizer.metrics()["steps"] > 50 and names["scaler"].get_scale() > 1.0
     assert optimizer.metrics()["searches"] > 10

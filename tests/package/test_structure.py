@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 LONGEST = 450  # lines of a file
 SOURCES = [
     path
-    for folder in ("salsa_fused", "csrc", "bench", "tests")
+    for folder in ("salsa_fused", "csrc", "bench", "examples", "tests")
     for pattern in ("*.py", "*.h", "*.cpp", "*.cu")
     for path in (ROOT / folder).rglob(pattern)
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
