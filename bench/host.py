@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import cycle
+from typing import Any
 from unittest import mock
 
 import torch
@@ -86,7 +87,7 @@ def measure(device: torch.device, rounds: int, *, case: str) -> dict[str, Second
             torch.cuda.synchronize()
 
     move()
-    steps: dict[str, Call] = {
+    steps: dict[str, Any] = {
         ADAM: torch.optim.Adam(weights, lr=1e-6, fused=True).step,
         OURS: plain_step(weights, "triton"),
     }

@@ -23,6 +23,7 @@ from .kernels.window import WINDOW_START, empty_like
 from .pending import Pending
 from .plain_numbers import as_plain_numbers, foreign_numbers
 from .readings import Readings
+from .replay import KnownBuffers
 from .search_settings import SearchSettings
 from .trouble import LOWEST_PLAUSIBLE_LR, Trouble, largest_lr
 from .warning import warn
@@ -93,7 +94,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
     def _begin_afresh(self) -> None:
         """Set what neither a checkpoint nor a pickle holds."""
         self._outer_replay, self._clipped = None, NOT_CLIPPED
-        self._pending = Pending()
+        self._pending, self._known_buffers = Pending(), KnownBuffers()
         self._constructing = self._stepping = self._in_trial = False
         self._kernels = self.kernels_class(self._backend)
 
