@@ -3,10 +3,11 @@
 # make test-slow    passes the tests that `make test` leaves out
 # make bench   what a step costs and what training reaches, in less than half an hour
 # make bench-full    the same with everything and three seeds; hours, and goes on where it was stopped
+# make gpu     the first hour on a GPU: tests, sanitizers, benches, a summary; goes on where it was stopped
 # make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
 # make sanitize    passes the kernels' tests under sanitizers
 # make fuzz    passes the property tests with many more cases
-# All but test-gpu build their own environment in .venv and leave the system alone.
+# All but gpu and test-gpu build their own environment in .venv and leave the system alone.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow bench bench-full test-gpu sanitize fuzz lint clean
+.PHONY: help demo test test-slow bench bench-full gpu test-gpu sanitize fuzz lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -56,7 +57,10 @@ bench-full: $(VENV)/.installed
 
 # No network and no installing: the kernels are built in place, and tested there, whatever is
 # installed.
-test-gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu test-gpu: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m bench gpu
 test-gpu:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m salsa_fused

@@ -31,6 +31,8 @@ COMMANDS = {
                 f"--device=cpu --rounds=40 --json={LOCAL}/kernels.json"),
     "host": ("kernels", "time what a plain step costs the host, beside torch's fused Adam",
              f"--device=cpu --rounds=400 --json={LOCAL}/host.json"),
+    "gpu": ("gpu", "the first hour on a GPU: tests, sanitizers, benches, report, a summary",
+            "--out=bench/results"),
     "report": ("report", "make plots and tables, those of README.md too, from the results",
                "--folder --check"),
 }  # fmt: skip

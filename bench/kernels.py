@@ -18,6 +18,9 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from bench import console as c
 from bench import networks, results
@@ -280,14 +283,15 @@ def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
 # --- the host's time: the Python between one launch and the next, which limits small models -------
 
 HOST_TENSORS, ELEMENTS = 200, 16  # too few elements to cost anything but the host
-ADAM, OURS = "torch Adam, fused", "FusedSaLSa, triton"
+LAUNCHED = ("plain", "dtensors")
+ADAM, OURS, FOREACH = "torch Adam, fused", "FusedSaLSa, triton", "torch Adam, foreach"
 
 
 def host(arguments: argparse.Namespace) -> int:
     device, rows = torch.device(arguments.device), []
     gpu = device.type == "cuda"
-    with nullcontext() if gpu else without_launches():
-        for case in HOST_CASES:
+    for case in HOST_CASES:
+        with nullcontext() if gpu or case in LAUNCHED else without_launches():
             seconds = host_seconds(device, arguments.rounds, case)
             for name, own in seconds.items():
                 us = {("time", "us"): [1e6 * t for t in own]}
@@ -303,8 +307,13 @@ def host_seconds(device: torch.device, rounds: int, case: str) -> dict[str, Seco
 
     A "closure" returns a loss that is there, whose gradients are there too.
     """
-    loss = torch.zeros((), device=device)
-    weights = [nn.Parameter(torch.randn(ELEMENTS, device=device)) for _ in range(HOST_TENSORS)]
+    loss, launched = torch.zeros((), device=device), case in LAUNCHED
+    tensors = [torch.randn(ELEMENTS, device=device) for _ in range(HOST_TENSORS)]
+    if case == "dtensors":  # of one rank: what is timed is the way to the kernels
+        torch.distributed.init_process_group(store=HashStore(), rank=0, world_size=1)
+        mesh = init_device_mesh(device.type, (1,))
+        tensors = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in tensors]
+    weights = [*map(nn.Parameter, tensors)]
     gradients = cycle([[torch.randn_like(weight) for weight in weights] for _ in range(2)])
 
     def move() -> None:
@@ -314,11 +323,16 @@ def host_seconds(device: torch.device, rounds: int, case: str) -> dict[str, Seco
     move()
     steps: dict[str, Callable[..., object]] = {
         ADAM: torch.optim.Adam(weights, lr=1e-6, fused=True).step,
-        OURS: plain_step(weights, "triton"),
+        "FusedSaLSa" if launched else OURS: plain_step(weights, None if launched else "triton"),
     }
     if case == "closure":
         steps = {name: partial(step, lambda: loss) for name, step in steps.items()}
-    return in_turn(steps, rounds, partial(host_time, before=move if case == "move" else None))
+    if launched:
+        steps[FOREACH] = torch.optim.Adam(weights, lr=1e-6, foreach=True).step
+    found = in_turn(steps, rounds, partial(host_time, before=move if case == "move" else None))
+    if case == "dtensors":
+        torch.distributed.destroy_process_group()
+    return found
 
 
 @contextmanager

@@ -144,6 +144,8 @@ HOST_CASES = {
     "stay": "gradients where they were",
     "move": "gradients elsewhere in every step",
     "closure": "step(closure)",
+    "plain": "launches included",
+    "dtensors": "DTensors, launches included",
 }
 
 

@@ -25,6 +25,7 @@ from .pending import Pending
 from .plain_numbers import as_plain_numbers, foreign_numbers
 from .ranks import Ranks
 from .readings import Readings
+from .replay import KnownBuffers
 from .search_settings import SearchSettings
 from .trouble import LOWEST_PLAUSIBLE_LR, Trouble, largest_lr
 from .warning import warn
@@ -100,8 +101,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
     def _begin_afresh(self) -> None:
         """Set what neither a checkpoint nor a pickle holds."""
         self._outer_replay, self._clipped = None, NOT_CLIPPED
-        self._parts = Parts()
-        self._pending = Pending()
+        self._parts, self._pending, self._known_buffers = Parts(), Pending(), KnownBuffers()
         self._constructing = self._stepping = self._in_trial = False
         self._kernels = self.kernels_class(self._backend, self._ranks.mean_of_each)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
+from operator import is_
 from threading import get_ident
 from typing import Any
 from weakref import ReferenceType, ref
@@ -186,11 +187,14 @@ class GradientsAround:
         """Return whether the closure has made or changed gradients: it has called backward()."""
         if not self._versions:  # none was there
             return any(parameter.grad is not None for parameter in self._parameters)
+        now = self._now()
+        if all(map(is_, now, self._before)):  # mostly: the same tensors
+            return versions_of([g for g in now if g is not None]) != self._versions
         version_before = iter(self._versions)
         before = [None if g is None else (id(g), next(version_before)) for g in self._before]
         return any(
             gradient is not None and (id(gradient), *versions_of([gradient])) != old
-            for gradient, old in zip(self._now(), before)
+            for gradient, old in zip(now, before)
         )
 
     def _now(self) -> list[Tensor | None]:

@@ -296,8 +296,9 @@ class FusedSaLSa(Checkpoints, Measures):
             parameters = self._parameters()
             if replay is None or not given:
                 replay = Replay(
-                    parameters, self.module, trials_follow=searching, knows_first=not given
-                )
+                    parameters, self.module, trials_follow=searching, knows_first=not given,
+                    known=self._known_buffers,
+                )  # fmt: skip
             sign = -1.0 if self.param_groups[0]["maximize"] else 1.0
             evaluation = Evaluation(closure, parameters, replay, interrupts, self._habits, sign)
             if not given:

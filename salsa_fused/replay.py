@@ -14,14 +14,17 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from itertools import compress
+from copy import copy as copy_of
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from ._torch import copy_each, local_of
+from .kernels import columns
 from .kernels.memory import has_memory, is_lazy, overlaps_itself
 from .wrappers import buffer_syncs, put_back_buffer_syncs
 
@@ -42,6 +45,7 @@ class Replay:
         *,
         knows_first: bool = True,  # made before the first evaluation, not after it
         trials_follow: bool = True,  # else it is for an undo only
+        known: KnownBuffers | None = None,  # those of the step before
     ) -> None:
         self.knows_first = knows_first
         devices = set(map(attrgetter("device"), parameters))
@@ -51,7 +55,8 @@ class Replay:
         if trials_follow and module is not None:
             moved = [local_of(p) for p in parameters if p.requires_grad]
             self._moving = {own.untyped_storage().data_ptr() for own in moved}
-        self._before = _Snapshot(self._devices, module, self._moving, trials_follow)
+        known = None if trials_follow else known
+        self._before = _Snapshot(self._devices, module, self._moving, trials_follow, known)
         self._after: _Snapshot | None = None
 
     def end_first(self) -> None:
@@ -83,6 +88,7 @@ class _Snapshot:
         module: nn.Module | None,
         moving: Collection[int],
         exact: bool,
+        known: KnownBuffers | None = None,
     ) -> None:
         self.python = random.getstate()
         self.numpy: Any = None
@@ -93,7 +99,7 @@ class _Snapshot:
             device: torch.get_device_module(device).get_rng_state(*_which(device))
             for device in devices
         }
-        self.buffers = None if module is None else _Buffers(module, moving)
+        self.buffers = None if module is None else _Buffers(module, moving, known)
         self.syncs = buffer_syncs(module) if exact else []
 
     def put_back(self) -> None:
@@ -125,7 +131,25 @@ class _Buffers:
     all weights) is left to the trials: put back, it would undo them.
     """
 
-    def __init__(self, module: nn.Module, moving: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        moving: Collection[int] = (),
+        known: KnownBuffers | None = None,
+    ) -> None:
+        if known is not None and known.are_those_of(module):
+            found = known.found
+            self.owners, self.places, self.memory = found.owners, found.places, found.memory
+            self.copies = known.room_for(self)
+        else:
+            self._find(module, moving)
+            self.copies = [torch.empty_like(memory) for memory in self.memory]
+            if known is not None:
+                known.remember(module, self)
+        if self.memory:
+            copy_each(self.copies, self.memory)
+
+    def _find(self, module: nn.Module, moving: Collection[int]) -> None:
         self.owners = [(owner, dict(owner._buffers.items())) for owner in module.modules()]
         held = {id(b): b for _, buffers in self.owners for b in buffers.values() if b is not None}
         readable = [own for own in map(local_of, held.values()) if _has_plain_memory(own)]
@@ -135,9 +159,6 @@ class _Buffers:
         # since another graph that has saved a buffer finds it as it was
         self.places = [(buffer, buffer.data) for buffer in readable]
         self.memory = [_elements_or_bytes(place) for _, place in self.places]
-        self.copies = [torch.empty_like(memory) for memory in self.memory]
-        if self.memory:
-            copy_each(self.copies, self.memory)
 
     def put_back(self) -> None:
         for owner, buffers in self.owners:
@@ -167,6 +188,69 @@ class _Buffers:
             "what was in it before cannot be put back; everything else was. Load it from a "
             "checkpoint, and let the closure write into buffers, not free them"
         )
+
+
+class KnownBuffers:
+    """The buffers as a step found them: to walk over a module takes longer than to look again.
+
+    Used where no trials follow.  Whatever differs (a module, a name, a tensor, where it lies) makes
+    the next step walk again.
+    """
+
+    MOST_BYTES = 4 << 20  # of copies that are kept from step to step
+
+    def __init__(self) -> None:
+        self.found: Any = None  # the _Buffers
+        self._module: nn.Module | None = None
+        self._seen: Any = None
+        self._columns: Any = None
+        self._copies: list[Tensor] = []
+        self._user: Any = None  # a reference to whoever uses them now
+
+    def remember(self, module: nn.Module, found: _Buffers) -> None:
+        owners = [owner for owner, _ in found.owners]
+        self._module = self.found = None
+        if any(type(owner._buffers) is not dict for owner in owners):  # TorchScript's
+            return
+        tensors = [buffer for _, buffers in found.owners for buffer in buffers.values()]
+        layouts, at = columns.look.layouts(tensors), columns.addresses(tensors)
+        small = sum(copy.nbytes for copy in found.copies) <= self.MOST_BYTES
+        self._copies, self._user = (found.copies, ref(found)) if small else ([], None)
+        self._columns = [(tensors, layouts, at)]
+        self._owners, self._seen = owners, self._look(owners)
+        kept = copy_of(found)
+        kept.copies = []
+        self._module, self.found = module, kept
+
+    def are_those_of(self, module: nn.Module) -> bool:
+        return (
+            self._module is module
+            and self._look(self._owners) == self._seen
+            and columns.look.unchanged(self._columns)
+        )
+
+    @staticmethod
+    def _look(owners: list[nn.Module]) -> tuple[list[int], list[str], list[int]]:
+        """Everything by which the tree is known: submodules, and buffers with their names."""
+        children = map(dict.values, map(_modules, owners))
+        buffers = list(map(_buffers, owners))
+        tensors = map(dict.values, buffers)
+        chained = chain.from_iterable
+        return (
+            list(map(id, chained(children))),
+            list(chained(buffers)),
+            list(map(id, chained(tensors))),
+        )
+
+    def room_for(self, user: _Buffers) -> list[Tensor]:
+        """Return copies to write into: those of the step before, unless it still needs them."""
+        if self._copies and self._user() is None:
+            self._user = ref(user)
+            return self._copies
+        return [torch.empty_like(memory) for memory in user.memory]
+
+
+_modules, _buffers = attrgetter("_modules"), attrgetter("_buffers")
 
 
 def _has_plain_memory(buffer: torch.Tensor) -> bool:
