@@ -84,9 +84,10 @@ def parts_of(scheduler: Any) -> list[Any]:
 # -- several ranks ----------------------------------------------------------------------------
 
 
-def ranks_are_set_up() -> bool:
-    """Return whether this process runs in torch.distributed, with others or alone."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+# whether this process runs in torch.distributed, with others or alone; asked in every step
+ranks_are_set_up: Callable[[], bool] = lambda: False  # noqa: E731
+if torch.distributed.is_available():
+    ranks_are_set_up = torch.distributed.is_initialized
 
 
 def is_dtensor(tensor: object) -> bool:

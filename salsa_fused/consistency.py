@@ -289,7 +289,7 @@ def _wrong_slope(ratio: float, *, too_small: bool) -> str:
         else "a model that is stale at trials (called outside of the closure, or with weights "
         "that were copied, cached or gathered before they moved); gradients that are not only "
         "this loss' (accumulated, summed over ranks); or a loss that is a mean where the "
-        "gradients are a sum"
+        "gradients are a sum (over ranks: loss_reduction='sum')"
     )
     return (
         f"after a small step the loss fell by {ratio:.3g} times what the gradients promise: the "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -17,6 +19,21 @@ from .kernels.directions import direction_of
 from .look_back import FIRST_MOVE
 from .pending import sum_of
 from .ranks import Ranks
+
+SAME_SLOPE = 0.01  # relative: what a device's order of sums may change
+
+OTHER_PARAMETERS = (
+    "ranks train other parameters than others: pipeline and expert parallelism, where a part of "
+    "the model is on some ranks only, are not supported by searches (search_period=None does "
+    "without)"
+)
+
+OTHER_GRADIENTS = (
+    "ranks have other gradients for the same parameters: call the model through "
+    "DistributedDataParallel, or average the gradients before the step. (Pipeline parallelism is "
+    "not supported by searches. Where each rank trains a model of its own: "
+    "process_group=torch.distributed.new_subgroups(1)[0])"
+)
 
 
 class Measures(Optimizer):
@@ -34,10 +51,20 @@ class Measures(Optimizer):
         if search is None:  # without a search they have gradients alike
             return ranks.mean_loss_on_device("a plain step", f0), has_gradient
         mine = search.calls_backward or self._habits.needs_graph
-        loss, found, with_graph = ranks.mean_loss("a search", f0.item(), has_gradient, mine)
+        numbers = (has_gradient, mine, shapes_in_a_number(search.parameters))
+        loss, found, with_graph, _ = ranks.mean_loss("a search", f0.item(), *numbers)
+        if ranks.differ(3):
+            raise RuntimeError(OTHER_PARAMETERS)
         if 0.0 < with_graph < 1.0:
             self._habits.needs_graph = True  # so that all ranks evaluate as often
         return f0.new_tensor(loss), found > 0.0
+
+    def _slope_of_all_ranks(self, slope: float) -> float:
+        """Return the slope of the whole model; of plain tensors all ranks have to have the same."""
+        (mean,) = self._ranks.mean("its slope", slope)
+        if self._kernels.shards is None and self._ranks.differ(0, SAME_SLOPE):
+            raise RuntimeError(OTHER_GRADIENTS)
+        return mean
 
     def _look(self) -> list[Tensor]:
         """Return a look back on the window; none where no weight has been noted."""
@@ -59,3 +86,8 @@ class Measures(Optimizer):
             square, count = self._ranks.mean("a first move", norm * norm, count)
             norm = math.sqrt(square)
         return FIRST_MOVE * (norm / math.sqrt(max(count, 1))) or -1.0
+
+
+def shapes_in_a_number(parameters: Sequence[Tensor]) -> int:
+    """Return a number that tells other shapes, with near certainty; of DTensors those of all."""
+    return crc32(repr([tuple(parameter.shape) for parameter in parameters]).encode())

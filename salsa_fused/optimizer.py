@@ -332,7 +332,7 @@ class FusedSaLSa(Checkpoints, Measures):
         slopes = kernels.first_trial(groups, search.first_trial(), search.unit)
         loss, slope, looks, skips = self._pending.read(f0, slopes, look, self._clipped.factor)
         if self._ranks.several:
-            slope = self._ranks.mean("its slope", slope)[0]
+            slope = self._slope_of_all_ranks(slope)
         search.add_skipped(skips)
         eps = torch.finfo(f0.dtype).eps
         search.start_from(evaluation.sign * loss, slope, eps)

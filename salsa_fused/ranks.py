@@ -29,7 +29,7 @@ KINDS = (
     *("a look back", "a first move"),
 )
 KIND, FAILED, STEPS, STEP_SIZE, NUMBERS = range(5)  # of a message
-LENGTH = NUMBERS + 3
+LENGTH = NUMBERS + 4
 
 APART = (
     "ranks are at different {what} ({found}): was a checkpoint loaded, or a step taken, on some "
@@ -57,6 +57,7 @@ class Ranks:
         self.deaf = False  # the others may wait in their forward, and for no message
         self._groups: Sequence[Mapping[str, Any]] = ()
         self._others_wait = False
+        self._columns: list[tuple[float, ...]] = []
 
     @property
     def size(self) -> int:
@@ -83,8 +84,14 @@ class Ranks:
         rows = self._gather(self._message(kind, numbers)).tolist()
         self._compare(rows)
         self._others_wait = True
-        columns = list(zip(*rows))[NUMBERS : NUMBERS + len(numbers)]
-        return [_mean(column) for column in columns]
+        self._columns = list(zip(*rows))[NUMBERS : NUMBERS + len(numbers)]
+        return [_mean(column) for column in self._columns]
+
+    def differ(self, place: int, tolerance: float = 0.0) -> bool:
+        """Return whether ranks had other numbers at this place of the last :meth:`mean`."""
+        numbers = self._columns[place]
+        largest, smallest = max(numbers), min(numbers)
+        return largest - smallest > tolerance * max(abs(largest), abs(smallest))
 
     def mean_loss(self, kind: str, loss: float, *numbers: float) -> list[float]:
         """Return the loss of all ranks as ``loss_reduction`` has it, and the means of others."""

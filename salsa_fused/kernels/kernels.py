@@ -182,7 +182,6 @@ class Kernels:
     def commit(self, state: State) -> None:
         """Enter this step's moments and counts into the optimizer's state."""
         own = state if self.shards is None else self.shards.state
-        stay = all(bucket.moments_current and not bucket.missing for bucket in self.buckets)
         for bucket in self.buckets:
             bucket.commit(own)
         for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
@@ -194,7 +193,7 @@ class Kernels:
                 moments = {name: moment_like(weight) for name in sorted(self._direction.moments)}
                 own[weight] = {STEP: 1, **moments}
         if self.shards is not None:
-            self.shards.enter(state, self._common_count() if stay else None)
+            self.shards.enter(state, self._common_count())
 
     def forget(self) -> None:
         """Build everything anew at the next step: an exception may have left it half made."""
@@ -267,8 +266,13 @@ class Kernels:
                 self.shards.enter(state)
 
     def _common_count(self) -> int | None:
-        """Return the count that every parameter has after this step; None where they differ."""
+        """Return the count of every parameter where nothing else of the state has changed.
+
+        None where counts differ, or a parameter has no gradient, or moments are new.
+        """
         assert self.shards is not None
+        if not all(bucket.moments_current and not bucket.missing for bucket in self.buckets):
+            return None
         counts: set[Any] = {t for bucket in self.buckets for _, t in bucket.scalar_keys}
         counts |= {self.shards.state.get(weight, {}).get(STEP) for weight in self._empty}
         rows = sum(len(bucket.rows) for bucket in self.buckets) + len(self._empty)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,19 @@ def dcp_from_rank_0():
     set_optimizer_state_dict(other, resumed, of_optimizer if rank() == 0 else {}, options=spread)
     again = train(other, resumed, AFTER, parts=world(), part=rank(), begin=BEFORE)
     assert_same_run(again, rows, losses=1e-12, sizes=1e-12)
+
+
+@check(2)
+def copies_and_pickles():
+    """A process group is no data: they have none."""
+    group = dist.new_group([0, 1])
+    model = nn.parallel.DistributedDataParallel(build(torch.float64))
+    settings = {"loss_reduction": "sum", "check_replay": False}
+    optimizer = FusedSaLSa(model.parameters(), process_group=group, **settings)
+    train(model, optimizer, 2, parts=world(), part=rank())
+    for copy in (deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert copy.metrics()["steps"] == 2 and copy._ranks.group is None
+        assert copy._ranks.loss_reduction == "sum"
 
 
 @check(2)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
+from unittest import mock
 
 import torch
 from cases import (
     assert_equal_on_all_ranks,
     assert_same_run,
+    batches,
     build,
+    loss_of,
     rank,
     run_alone,
     train,
@@ -20,15 +24,16 @@ from launch import check
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from salsa_fused import FusedSaLSa
+from salsa_fused import FusedSaLSa, _torch
 
 STEPS = 30
 
@@ -140,9 +145,42 @@ def plain_tensors_beside_dtensors():
 @check(2)
 def fsdp2_in_fp32():
     """The native kernels."""
-    like_fp32 = {"losses": 1e-4, "sizes": 1e-3, "weights": 1e-3}
-    optimizer = trains_as_one_process(fsdp, dtype=torch.float32, steps=20, **like_fp32)
+    like_fp32 = {"losses": 1e-5, "sizes": 1e-5, "weights": 2e-5}
+    optimizer = trains_as_one_process(fsdp, dtype=torch.float32, steps=40, **like_fp32)
     assert optimizer.backends == ("native",)
+
+
+class DispatchedDTensors(TorchDispatchMode):
+    """The operations that get a DTensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@check(2)
+def a_plain_step_dispatches_no_dtensor():
+    """And is one launch for all weights that are spread alike."""
+    model = fsdp(build(torch.float32))
+    optimizer = FusedSaLSa(model.parameters(), module=model, search_period=None, lr=1e-2)
+    train(model, optimizer, 2, parts=2, part=rank())
+    for x, y in batches(4, 2, rank())[2:]:
+        optimizer.zero_grad()
+        loss_of(model, x, y).backward()
+        with DispatchedDTensors() as seen:
+            optimizer.step()
+        assert seen.names == []
+    with DispatchedDTensors() as seen:
+        optimizer.zero_grad(set_to_none=False)
+    assert seen.names  # so it does see them
+    assert len(optimizer._kernels.buckets) == 1
+    everything = [t for entry in optimizer.state.values() for t in entry.values()]
+    assert {type(value) for value in everything} == {int, DTensor}
 
 
 @check(2)
@@ -153,6 +191,12 @@ def lamb_under_fsdp2():
 @check(2)
 def units_under_fsdp2():
     trains_as_one_process(fsdp, units="groups")
+
+
+@check(2)
+def without_torchs_private_name_for_parts():
+    with mock.patch.object(_torch, "_part_of", attrgetter("there_is_none")):
+        trains_as_one_process(fsdp, steps=12)
 
 
 @check(2)
@@ -216,6 +260,21 @@ def a_rank_with_nothing_but_empty_shards():
     assert rows[-1][0] < rows[0][0]
 
 
+@check(2)
+def ddp_for_200_steps():
+    trains_as_one_process(ddp, steps=200)
+
+
+@check(2)
+def fsdp2_for_200_steps():
+    trains_as_one_process(fsdp, steps=200)
+
+
+@check(2)
+def tensor_and_sequence_parallel_for_200_steps():
+    trains_as_one_process(tensor_and_sequence_parallel, parts=1, steps=200, **SEQUENCE)
+
+
 @check(4)
 def fsdp2_on_4():
     trains_as_one_process(fsdp)
@@ -223,12 +282,12 @@ def fsdp2_on_4():
 
 @check(4)
 def hsdp_on_4():
-    trains_as_one_process(hsdp)
+    trains_as_one_process(hsdp, steps=200)
 
 
 @check(4)
 def fsdp2_times_tensor_parallel_on_4():
-    trains_as_one_process(two_dimensions, parts=2, part=rank() // 2, **SEQUENCE)
+    trains_as_one_process(two_dimensions, parts=2, part=rank() // 2, steps=200, **SEQUENCE)
 
 
 @check(4)

@@ -281,6 +281,20 @@ def what_is_refused():
     with pytest.raises(RuntimeError, match="DeepSpeed"):
         one_step(plain, optimizer, lambda loss: loss, 0)
 
+    torch.manual_seed(0)
+    stage = nn.Linear(3, 4 + rank()).double()  # of a pipeline
+    optimizer = FusedSaLSa(stage.parameters(), module=stage)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="pipeline"):
+        optimizer.step(lambda: stage(x).square().mean())
+
+    alone = build(torch.float64)  # not wrapped in DDP
+    optimizer = FusedSaLSa(alone.parameters(), module=alone)
+    before = weights_of(alone)
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        one_step(alone, optimizer, lambda loss: loss, 0)
+    assert torch.equal(before, weights_of(alone))
+
     own = dist.new_subgroups(1)[0]
     model = tensor_parallel(build(torch.float64))
     optimizer = FusedSaLSa(model.parameters(), module=model, process_group=own)

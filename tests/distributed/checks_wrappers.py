@@ -33,10 +33,9 @@ from checks_equal import (
 from launch import check
 from torch import Tensor, nn
 
-from salsa_fused import FusedSaLSa, trials, wrappers
+from salsa_fused import FusedSaLSa, ranks, trials, wrappers
 from salsa_fused.consistency import Consistency
 from salsa_fused.kernels import kernels, shards
-from salsa_fused.ranks import Ranks
 
 # -- DDP's buffers -----------------------------------------------------------------------------
 
@@ -141,6 +140,26 @@ def parameters_without_a_gradient_under_ddp():
 def clipping_of_dtensors():
     trains_as_one_process(fsdp, max_grad_norm=0.3)
     trains_as_one_process(tensor_parallel, parts=1, max_grad_norm=0.3, steps=12)
+
+
+# -- built before the model is sharded ---------------------------------------------------------
+
+
+@check(2)
+def an_optimizer_built_before_fully_shard():
+    """Accelerate puts the DTensors into its groups; without that it says that nothing trains."""
+    model: Any = build(torch.float64)
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = FusedSaLSa(model.parameters(), module=model)
+    fsdp(model)
+    x, y = batches(1, 2, rank())[0]
+    with pytest.warns(UserWarning, match="Build the optimizer after that"):
+        optimizer.step(lambda: loss_of(model, x, y))
+    model.zero_grad()
+    optimizer.param_groups[0]["params"] = [model.get_parameter(name) for name in names]
+    rows = train(model, optimizer, 12, parts=2, part=rank())
+    expected, _ = run_alone(torch.float64, 12)
+    assert_same_run(rows, expected, losses=1e-10, sizes=1e-12)
 
 
 # -- loss_reduction ----------------------------------------------------------------------------
@@ -267,11 +286,9 @@ def noticed_if_a_whole_counts_twice():
 
 
 @check(2)
-def noticed_if_each_rank_has_its_own_loss():
-    def own(self: Any, kind: str, *numbers: float) -> list[float]:
-        return [float(number) for number in numbers]
-
-    with mock.patch.object(Ranks, "mean", own), noticed():
+def noticed_if_one_ranks_loss_counts_for_all():
+    first = mock.patch.object(ranks, "_mean", lambda numbers: numbers[0])
+    with first, noticed():
         trains_as_one_process(ddp, steps=12, check_replay=False)
 
 

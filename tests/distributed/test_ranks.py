@@ -18,7 +18,7 @@ CHECK = re.compile(r"^@check\((\d)[^)]*\)\ndef (\w+)", re.MULTILINE)
 NAMES = [
     name for path in sorted(HERE.glob("checks_*.py")) for _, name in CHECK.findall(path.read_text())
 ]
-SLOW = re.compile("on_4|continued|hsdp|noticed|dies")  # in `make test-slow`
+SLOW = re.compile("on_4|continued|hsdp|noticed|dies|for_200")  # in `make test-slow`
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and hasattr(os, "fork")),
