@@ -32,6 +32,8 @@ from .warning import warn
 
 ALL_MOMENTS = {name for direction in DIRECTIONS.values() for name in direction.moments}
 
+TUPLES = ("betas", "search_period")  # in a group
+
 State = defaultdict[Any, dict[str, Any]]
 ListOfGroups = Sequence[Mapping[str, Any]]
 
@@ -145,7 +147,8 @@ def completed(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loaded_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group with the loaded hyper-parameters and search state, which win as in torch."""
-    loaded = {name: _as_tuple(value) for name, value in saved.items() if name != "params"}
+    loaded = {name: value for name, value in saved.items() if name != "params"}
+    loaded |= {name: _as_tuple(loaded[name]) for name in TUPLES if name in loaded}
     others = direction_of(group).constants  # the loaded direction may have none of these
     kept = {name: value for name, value in group.items() if name not in others}
     return {**kept, **completed(deepcopy(loaded))}

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from cases import (
     assert_equal_on_all_ranks,
@@ -216,6 +217,21 @@ def a_compiled_model_under_ddp():
         return ddp(model)
 
     trains_as_one_process(wrap, steps=12)
+
+
+@check(2)
+def a_compiled_training_step_under_ddp():
+    expected, _ = run_alone(torch.float64, 12)
+    model = ddp(build(torch.float64))
+    optimizer = FusedSaLSa(model.parameters(), module=model)
+
+    @torch.compile(backend="eager")
+    def one_step(x: torch.Tensor, y: torch.Tensor) -> Any:
+        return optimizer.step(lambda: loss_of(model, x, y))
+
+    losses = [one_step(x, y).item() for x, y in batches(12, 2, rank())]
+    assert losses == pytest.approx([row[0] for row in expected], rel=1e-10)
+    assert optimizer.metrics()["total_trials"] == expected[-1][3]
 
 
 @check(2)

@@ -62,7 +62,7 @@ def fails() -> None:
 
 def run_one_rank(folder: Path, names: list[str], rank: int, ranks: int, meeting: Path) -> None:
     """Run the checks of one rank; what fails ends the run, for ranks may be apart then."""
-    faulthandler.dump_traceback_later(8 * PATIENCE, exit=True)
+    faulthandler.dump_traceback_later(12 * PATIENCE, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
