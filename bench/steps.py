@@ -254,6 +254,8 @@ def _run(
         cases[workload.case] = workload.describe()
         found = measure(workload, device, more.get("rounds", 0), console, missing, makes)
         rows += rows_of(bench, workload.case, found)
+    if not rows:
+        raise SystemExit(f"{bench}: nothing could be measured; {'; '.join(missing.values())}")
     settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
     measured = Results(results.environment(device), rows, settings=settings)
     return c.finish(measured, without_spread(by_case(measured)), arguments.json, console)
