@@ -289,14 +289,18 @@ ADAM, OURS, FOREACH = "torch Adam, fused", "FusedSaLSa, triton", "torch Adam, fo
 
 def host(arguments: argparse.Namespace) -> int:
     device, rows = torch.device(arguments.device), []
+    missing: dict[str, str] = {}
     gpu = device.type == "cuda"
     for case in HOST_CASES:
-        with nullcontext() if gpu or case in LAUNCHED else without_launches():
+        launching = nullcontext() if gpu or case in LAUNCHED else without_launches()
+        with c.left_out(missing, f"host: {case}"), launching:
             seconds = host_seconds(device, arguments.rounds, case)
             for name, own in seconds.items():
                 us = {("time", "us"): [1e6 * t for t in own]}
                 to_fused = {("to_fused", "1"): ratios(own, seconds[ADAM])}
                 rows += timed_rows("host", case, name, {**us, **to_fused})
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     settings = {"tensors": HOST_TENSORS, "rounds": arguments.rounds, "launches": gpu}
     measured = Results(results.environment(device), rows, settings=settings)
     return c.finish(measured, by_case(measured), arguments.json)
@@ -329,10 +333,7 @@ def host_seconds(device: torch.device, rounds: int, case: str) -> dict[str, Seco
         steps = {name: partial(step, lambda: loss) for name, step in steps.items()}
     if launched:
         steps[FOREACH] = torch.optim.Adam(weights, lr=1e-6, foreach=True).step
-    found = in_turn(steps, rounds, partial(host_time, before=move if case == "move" else None))
-    if case == "dtensors":
-        torch.distributed.destroy_process_group()
-    return found
+    return in_turn(steps, rounds, partial(host_time, before=move if case == "move" else None))
 
 
 @contextmanager

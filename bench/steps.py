@@ -298,6 +298,8 @@ def _run(
         for group in [[one] for one in methods] if alone else [methods]:
             found |= measure(workload, group, device, rounds, missing)
         rows += rows_of(bench, workload.case, found)
+    if not rows:
+        raise SystemExit(f"{bench}: nothing could be measured; {'; '.join(missing.values())}")
     cases = {workload.case: workload.describe() for workload in workloads}
     settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
     measured = Results(results.environment(device), rows, settings=settings)
