@@ -54,7 +54,9 @@ def build(threads: Threads, architecture: int, csrc: Path = CSRC, *options: str)
         objects = [folder / f"{name}.o" for name in ("kernels", "table", "host", "module")]
         run(*CXX, *SANITIZE, "-shared", *objects, threads.path, "-o", unfinished)
 
-    specification = importlib.util.spec_from_file_location("_native_cuda", made_once(target, make))
+    # a name of its own: pybind11 gives the same module again for a name that it has seen
+    name = f"{folder.name.replace('.', '_')}_{architecture}._native_cuda"
+    specification = importlib.util.spec_from_file_location(name, made_once(target, make))
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
