@@ -1,7 +1,4 @@
-"""All data and peers, once, into one folder: everything else then runs without network.
-
-Copy `bench/.data` to another machine and the benchmarks run there.
-"""
+"""All data and peers, once, into `bench/.data`: copied there, they need no network elsewhere."""
 
 import argparse
 import sys

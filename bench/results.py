@@ -23,7 +23,6 @@ import torch
 
 from salsa_fused import __version__
 
-SCHEMA = 1
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -114,7 +113,7 @@ class Results:
     def write(self, path: Path) -> None:
         """Write JSON with one row or curve a line, so that a diff of two results can be read."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"schema": SCHEMA, **vars(self)}, default=vars)
+        text = json.dumps({"schema": 1, **vars(self)}, default=vars)
         content = json.loads(text, parse_constant=lambda _: None)
         parts = []
         for key, value in content.items():

@@ -16,8 +16,7 @@ from bench.methods import Method
 from bench.optimizers import fused_salsa
 from bench.results import Results, Row
 from bench.runs import Done, Runner, said_of
-from bench.scripts import SCRIPTS
-from bench.scripts.script import Script
+from bench.scripts import SCRIPTS, Script
 from bench.tables import DASH, Cell, Column, Rows, Table, caption, show_number
 from bench.training import CPU, EARLY
 
@@ -53,7 +52,6 @@ def collect(options: dict[str, Any], done: dict[Script, list[Done]], runner: Run
         **said_of(done, runner),
         "scores": {script.case: script.score for script in done},
         "shown": {script.case: list(found[0].runs[0].scores) for script, found in done.items()},
-        "judged_by": {script.case: script.judged_by for script in done},
         "ways": {
             script.case: {one.method.name: one.method.settings for one in found}
             for script, found in done.items()
@@ -71,13 +69,12 @@ def rows_of(script: Script, done: Done) -> list[Row]:
     metrics = {
         ("final_loss", "nats"): [run.final_loss for run in runs],
         ("died", "share"): [float(run.died) for run in runs],
+        ("early_peak", "of the first loss"): [run.early_peak for run in runs],
         ("time", "s"): [run.seconds for run in runs],
         **{(f"step_size_{name}", "1"): [run.step_size_at(step) for run in runs]
            for name, step in STEPS.items()},
         **{(score, "1"): [run.scores[score] for run in runs] for score in runs[0].scores},
     }  # fmt: skip
-    if script.judged_by == "final_loss":  # else nothing is relative to the first one
-        metrics["early_peak", "of the first loss"] = [run.early_peak for run in runs]
     row = partial(results.row, "swapin", script.case, done.method.name)
     return [row(metric, unit, values) for (metric, unit), values in metrics.items()]
 
@@ -92,7 +89,7 @@ def _one_digit(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if value == value else DASH
 
 
-MEAN = Column("", "final_loss", _number, spread=True)
+LOSS = Column("", "final_loss", _number, spread=True, best=1)
 EARLY_PEAK = Column("", "early_peak", lambda x: f"{x:.1f}".replace("nan", "inf"), "high")
 STEP_SIZES = [Column("", f"step_size_{step}", _one_digit, "median") for step in STEPS]
 SECONDS = Column("", "time", "{:.1f}".format)
@@ -113,16 +110,12 @@ def swapin_table(results: Results) -> Table:
     settings = results.settings
     rows: Rows = {}
     for case, title in settings["cases"].items():
-        judged_by, shown = settings["judged_by"][case], settings["shown"][case]
-        loss, *scores = (
-            MEAN._replace(metric=metric, best=int(metric == judged_by))
-            for metric in ("final_loss", *shown)
-        )
+        scores = [LOSS._replace(metric=name, best=0) for name in settings["shown"][case]]
         for name in settings["ways"][case]:
             of = partial(_cell, results, case, name)
             died = results.rows_of(case, "died")[name]
             rows[title, name] = [
-                of([loss]), of(scores), Cell(f"{round(sum(died.values))} of {died.n}"),
+                of([LOSS]), of(scores), Cell(f"{round(sum(died.values))} of {died.n}"),
                 of([EARLY_PEAK]), of(STEP_SIZES, " "), of([SECONDS]),
             ]  # fmt: skip
     columns = (

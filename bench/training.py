@@ -103,9 +103,9 @@ class Loop:
     run: Run
     budget: float = math.inf
     device: torch.device = CPU
-    work: Work = field(default_factory=Work)  # two optimizers may share it, and the budget
 
     def __post_init__(self) -> None:
+        self.work = Work()
         self._full = [group.get("lr", 1.0) for group in self.optimizer.param_groups]
 
     def steps(self) -> Iterator[int]:

@@ -1,6 +1,12 @@
-"""Scripts that train on a data set: nanoGPT's loop, a small ViT, word2vec, a word-level LSTM."""
+"""Training loops in the shape of public scripts, to put FusedSaLSa in the place of their optimizer.
 
+Each is what a line search without a learning rate can lose in its first steps: nanoGPT's loop, a
+small ViT, word2vec, a word-level LSTM.
+"""
+
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -10,24 +16,81 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.methods import adamw, of_torch, warm_up_and_cosine
+from bench.methods import Factor, Method, adamw, of_torch, warm_up_and_cosine
 from bench.models import ViT
 from bench.networks import gpt, parameter_count
-from bench.scripts.script import Script, blew_up, one_batch_a_step
 from bench.sets.batches import Batch, random_windows, shuffled, spread_windows
 from bench.sets.small import digits
 from bench.sets.text import Text, plays, words
-from bench.training import Loop, Run, cross_entropy
+from bench.training import Case, Loop, Run, cross_entropy
+
+# Trains with a loop that is made for (model, params=..., clip=...), with a run to record and with
+# random numbers; returns whether training died.
+Train = Callable[[Callable[..., Loop], Run, torch.Generator], bool]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Script(Case):
+    """A training script: its own optimizers, and how it trains with any."""
+
+    own: tuple[Method, ...]
+    train: Train
+    schedules: tuple[Factor | None, ...] = (None,)  # of swapped runs
+    score: str = ""  # in words: what `Run.scores` has
+
+    def run(self, method: Method, seed: int, device: torch.device) -> Run:
+        """Train, and record the time and whether it died."""
+        recorded = Run()
+
+        def loop(model: nn.Module, params: Any = None, clip: float | None = None) -> Loop:
+            return Loop(method.build(model, params, clip), method, recorded, self.budget)
+
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        # A softmax that is saturated is full of denormals: a step then takes five times as long.
+        torch.set_flush_denormal(True)
+        recorded.died = self.train(loop, recorded, torch.Generator().manual_seed(seed))
+        torch.set_flush_denormal(False)
+        recorded.seconds = time.perf_counter() - start
+        return recorded
+
+
+def one_batch_a_step(
+    model: Callable[[], nn.Module], batches: Callable[[torch.Generator], Iterator[Any]],
+    loss: Callable[..., Tensor], scores: Callable[[nn.Module], dict[str, float]] = lambda model: {},
+    clip: float | None = None, decay: float | None = None,
+) -> Train:  # fmt: skip
+    """What most scripts do; with `decay` matrices decay, and vectors do not."""
+
+    def train(loop_of: Callable[..., Loop], run: Run, chance: torch.Generator) -> bool:
+        network = model()
+        groups: list[Any] = list(network.parameters())
+        if decay is not None:
+            groups = [
+                {"params": [w for w in groups if w.dim() >= 2], "weight_decay": decay},
+                {"params": [w for w in groups if w.dim() < 2], "weight_decay": 0.0},
+            ]
+        loop, drawn = loop_of(network, groups, clip), batches(chance)
+        for _ in loop.steps():
+            loop.step(partial(loss, network, *next(drawn)))
+        with torch.no_grad():
+            run.scores.update(scores(network))
+        return blew_up(run)
+
+    return train
+
+
+def blew_up(run: Run) -> bool:
+    """Whether the last losses are not finite, or above the first one."""
+    return not run.final_loss <= run.losses[0]
 
 
 def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(model(inputs), targets)
 
 
-# --- nanoGPT: AdamW with a warm-up and a cosine to a tenth, clipped, matrices decay ---------------
-
-
 def nano_gpt(width: int = 128, text: Callable[[], Text] = plays) -> Script:
+    """NanoGPT's loop: AdamW with a warm-up and a cosine to a tenth, clipped, matrices decay."""
     batch, context, clip, decay = 12, 64, 1.0, 0.1
     to_a_tenth = partial(warm_up_and_cosine, lowest=0.1)
     characters = text()
@@ -51,12 +114,11 @@ def nano_gpt(width: int = 128, text: Callable[[], Text] = plays) -> Script:
     )  # fmt: skip
 
 
-# --- a small ViT: mixup, label smoothing, clipped, AdamW with warm-up and cosine ------------------
-
 SMOOTHING, MIXUP = 0.1, 0.8
 
 
 def tiny_vit(width: int = 64) -> Script:
+    """A small ViT: mixup, label smoothing, clipped, AdamW with warm-up and cosine."""
     size, patch, clip, decay = 64, 2, 1.0, 0.05
     data, validation = digits()
     model = partial(ViT, layers=4, width=width, patch=patch)
@@ -93,8 +155,6 @@ def _soft_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(inputs), targets)
 
 
-# --- skip-gram with negative sampling: dense tables, the second one zero at first, Adam -----------
-
 PAIRS, NEGATIVES, WINDOW = 512, 5, 5
 LARGEST = 10.0  # score that counts, as in many scripts: the loss of a pair is at most this
 
@@ -119,6 +179,7 @@ class SkipGram(nn.Module):
 
 
 def word2vec(width: int = 64, text: Callable[[], Text] = words) -> Script:
+    """Skip-gram with negative sampling: dense tables, the second one zero at first, Adam."""
     corpus = text()
     model = partial(SkipGram, len(corpus.vocabulary), width)
     return Script(
@@ -145,8 +206,6 @@ def pairs(corpus: Text, generator: torch.Generator) -> Iterator[tuple[Tensor, Te
         negatives = torch.searchsorted(edges, chance).clamp(max=len(edges) - 1)
         yield tokens[places], tokens[places + sides * away], negatives
 
-
-# --- a word-level LSTM: hidden states carried over, clipped at 0.25, SGD with lr=20 ---------------
 
 COLUMNS, TOKENS = 20, 35
 LM_CLIP = 0.25
@@ -175,6 +234,7 @@ class WordModel(nn.Module):
 
 
 def word_lm(width: int = 128, text: Callable[[], Text] = words) -> Script:
+    """A word-level LSTM: hidden states carried over, clipped at 0.25, SGD with lr=20."""
     corpus = text()
     columns, validation = _columns(corpus.train), _columns(corpus.validation)
     model = partial(WordModel, len(corpus.vocabulary), width)
@@ -221,3 +281,8 @@ def _columns(tokens: Tensor) -> Tensor:
     """(time, COLUMNS): every column is a piece of the text that goes on from batch to batch."""
     length = len(tokens) // COLUMNS
     return tokens[: length * COLUMNS].view(COLUMNS, length).t().contiguous()
+
+
+SCRIPTS: dict[str, Callable[..., Script]] = {
+    "nano-gpt": nano_gpt, "word-lm": word_lm, "word2vec": word2vec, "tiny-vit": tiny_vit,
+}  # fmt: skip
