@@ -251,7 +251,9 @@ class Kernels:
             with torch.no_grad():
                 for bucket in found:
                     bucket.prepare_window(own, newcomers_only=newcomers_only)
-        return bool(found) or any(WINDOW_START not in own.get(weight, {}) for weight in self._empty)
+        # a rank whose shard is empty has an entry as the other ranks have: they save it together
+        empty = [] if self.shards is None else self._empty
+        return bool(found) or any(WINDOW_START not in own.get(weight, {}) for weight in empty)
 
     def begin_window(self, state: State) -> None:
         """Enter the weights before this step, of those that it stepped, into the state."""
@@ -259,10 +261,10 @@ class Kernels:
             own = state if self.shards is None else self.shards.state
             for bucket in self.buckets:
                 bucket.window.begin(own)
-            for weight in self._empty:
-                if weight in own:
-                    own[weight].setdefault(WINDOW_START, empty_like(weight))
             if self.shards is not None:
+                for weight in self._empty:
+                    if weight in own:
+                        own[weight].setdefault(WINDOW_START, empty_like(weight))
                 self.shards.enter(state)
 
     def _common_count(self) -> int | None:
