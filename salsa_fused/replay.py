@@ -213,6 +213,8 @@ class KnownBuffers:
         if any(type(owner._buffers) is not dict for owner in owners):  # TorchScript's
             return
         tensors = [buffer for _, buffers in found.owners for buffer in buffers.values()]
+        if not all(buffer is None or _has_plain_memory(buffer) for buffer in tensors):
+            return
         layouts, at = columns.look.layouts(tensors), columns.addresses(tensors)
         small = sum(copy.nbytes for copy in found.copies) <= self.MOST_BYTES
         self._copies, self._user = (found.copies, ref(found)) if small else ([], None)
