@@ -45,6 +45,7 @@ def in_a_process(file, *options, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_interpreted():
     """triton_interpreted.py: under TRITON_INTERPRET=1 they serve, bit for bit the C++ kernels."""
@@ -52,6 +53,7 @@ def test_interpreted():
     assert " passed" in in_a_process("triton_interpreted.py", TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_compiled():
     """triton_compiled.py: wide accesses, no spills, correct rounding of what every step takes."""

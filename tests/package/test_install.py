@@ -152,6 +152,7 @@ def test_without_nvcc_the_cpus_kernels_alone(source, tools, tmp_path):
     assert "served by native" in done.stdout
 
 
+@pytest.mark.slow
 @needs_cxx
 def test_skipping_and_forcing_cuda(source, all_tools, tmp_path):
     wheel, _ = build_wheel(source, tmp_path, all_tools, SALSA_FUSED_SKIP_CUDA="1")
