@@ -18,7 +18,10 @@ CHECK = re.compile(r"^@check\((\d)[^)]*\)\ndef (\w+)", re.MULTILINE)
 NAMES = [
     name for path in sorted(HERE.glob("checks_*.py")) for _, name in CHECK.findall(path.read_text())
 ]
-SLOW = re.compile("on_4|continued|hsdp|noticed|dies|for_200")  # in `make test-slow`
+SLOW = re.compile(  # in `make test-slow`
+    "on_4|continued|hsdp|noticed|dies|for_200|compiled|lamb_under|units_under|mixed_precision|"
+    "from_rank_0|keeps_gathered|in_fp32|without_torchs"
+)
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and hasattr(os, "fork")),

@@ -26,6 +26,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from salsa_fused import FusedSaLSa
 from salsa_fused.integrations.lightning import SaLSaCallback
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 2
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

@@ -24,7 +24,8 @@ EVERY = [
     for name in ("triton", "nvcc")
     for number in ARCHITECTURES
 ]
-ONE = [pytest.param((name, HERE), id=name) for name in ("triton", "nvcc")]
+BOTH = [pytest.param((name, HERE), id=name) for name in ("triton", "nvcc")]
+ONE = [BOTH[0], pytest.param(*BOTH[1].values, id="nvcc", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")

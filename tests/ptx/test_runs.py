@@ -13,7 +13,7 @@ from salsa_fused import FusedSaLSa
 from salsa_fused.kernels import Kernels, backends
 from salsa_fused.kernels.backends.triton import TritonBackend
 
-from .conftest import HERE, ONE, served
+from .conftest import BOTH, HERE, served
 
 STEPS = 50
 
@@ -50,7 +50,7 @@ def train(backend, keywords):
     ],
     ids=lambda keywords: ",".join(map(str, keywords.values())) or "defaults",
 )
-@pytest.mark.parametrize("backend", ONE, indirect=True)
+@pytest.mark.parametrize("backend", BOTH, indirect=True)
 def test_a_run_takes_the_same_steps(backend, keywords):
     for step, (ours, theirs) in enumerate(zip(train(backend, keywords), train("native", keywords))):
         assert ours[0] == theirs[0], f"step size of step {step}"

@@ -10,6 +10,8 @@ import torch
 
 from salsa_fused import FusedSaLSa, settings
 
+pytestmark = pytest.mark.slow
+
 STEPS = 400
 
 

@@ -12,6 +12,8 @@ from salsa_fused import turns
 from salsa_fused.kernels import DIRECTIONS, Kernels, kernels
 from salsa_fused.kernels.bucket import Bucket
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 SGD = {"direction": "sgd"}
 UNITS = {"units": "groups", "growth_per": "step", "growth": 1.02}

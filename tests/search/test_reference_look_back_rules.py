@@ -10,6 +10,8 @@ from follow_reference import follow_each, shrink_step_size
 from noisy_problem import GROUPS, NoisyProblem, ProblemWithNaN
 from reference import LookBack
 
+pytestmark = pytest.mark.slow
+
 
 def not_to_be_followed():
     problems = [NoisyProblem(missing=0), ProblemWithNaN(missing=2)]

@@ -18,6 +18,8 @@ from salsa_fused.kernels import Kernels
 from salsa_fused.line_search import LineSearch
 from salsa_fused.turns import plain_step
 
+pytestmark = pytest.mark.slow
+
 STEPS = 120
 
 
