@@ -22,6 +22,7 @@ from salsa_fused.kernels.backends import cuda, triton_kernels
 pytestmark = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
 HERE = 90  # what every run looks at, of the kernels that every step takes; the rest is slow
+SEEN_TO = (86, 90, 120)  # for what is not Adam's; the page has Adam's for every architecture
 on_every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 # (kernel, direction, keywords)
@@ -50,9 +51,15 @@ def test_what_every_step_takes(kernel, direction, keywords, dtype):
 
 
 @pytest.mark.slow
-@on_every_architecture
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize(("kernel", "direction", "keywords"), CASES)
+@pytest.mark.parametrize(
+    ("kernel", "direction", "keywords", "architecture"),
+    [
+        (*case, architecture)
+        for case in CASES
+        for architecture in (ARCHITECTURES if case in OFTEN else SEEN_TO)
+    ],
+)
 def test_accesses_spills_and_rounding(kernel, direction, keywords, dtype, architecture):
     assert_fast(kernel, direction, keywords, dtype, architecture)
 
@@ -68,9 +75,10 @@ def assert_fast(kernel, direction, keywords, dtype, architecture):
         assert made.vector_loads == loads
         assert made.ptx_count("sqrt.rn.f32") > 0 and made.ptx_count("div.rn.f32") > 0
     assert made.spills <= (2 if architecture == 120 else 0)
-    # four blocks of 256 threads on every multiprocessor, and three where a thread holds 8 elements
-    # of three moments
+    # four blocks of 256 threads on every multiprocessor; three where a thread holds 8 elements of
+    # three moments, and in some steps on an RTX 50, whose limit is six
     three = (kernel, direction) == ("step", "ademamix") and dtype != "fp32"
+    three |= kernel == "step" and architecture == 120
     assert made.registers <= (80 if three else 64)
     assert_rounds(made)
 
