@@ -1,4 +1,4 @@
-"""What is made of results: statistics, tables, ranks, plots, and the README."""
+"""What is made of results: statistics, tables, ranks, plots, and the pages that show them."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_ratios_keep_their_digits(value, shown):
     assert show_ratio(value) == shown
 
 
-# --- readme ---------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------
 
 MARKED = "before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n"
 
@@ -282,18 +282,20 @@ def test_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "BLOCKS", {"demo": report.BLOCKS["demo"]})
     file = tmp_path / "README.md"
     file.write_text(MARKED)
-    monkeypatch.setattr(report, "README", file)
+    other = tmp_path / "other.md"
+    other.write_text("no tables here")
+    monkeypatch.setattr(report, "PAGES", [file, other])
     check = partial(main, ["report", "--check"])
     assert check() == 1 and file.read_text() == MARKED
     assert main(["report"]) == 0
     assert file.read_text().count("| Digits | FusedSaLSa | **0.150**") == 1
     assert "| Digits | FusedSaLSa |" in (tmp_path / "cpu" / "RESULTS.md").read_text()
-    assert check() == 0
+    assert check() == 0 and other.read_text() == "no tables here"
     (tmp_path / "cpu" / "RESULTS.md").write_text("by hand")
     assert check() == 1
 
 
-def test_the_readme_and_the_pages_say_what_the_results_say(capsys):
+def test_the_pages_say_what_the_results_say(capsys):
     assert main(["report", "--check"]) == 0, capsys.readouterr().err
 
 
