@@ -56,7 +56,7 @@ bench-full: $(VENV)/.installed
 	$(BENCH) train --family --json $(RESULTS)/family.json
 	$(BENCH) report --folder $(RESULTS)
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.installed
 	$(BIN)/python docs/build.py
 
 # No network and no installing: the kernels are built in place, and tested there, whatever is
@@ -114,10 +114,6 @@ $(VENV)/.torch: $(CONSTRAINTS)
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
 	@echo "== salsa_fused: building the C++ kernels; fetching what demo and tests need"
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[bench,test,lint]"
-	@touch $@
-
-$(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[docs]"
 	@touch $@
 
 clean:
