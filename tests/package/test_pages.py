@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import warnings
 
@@ -292,6 +293,33 @@ def test_what_the_table_names_exists(page, least):
             assert re.search(rf"^def {test}\(", (ROOT / path).read_text(), re.M), (feature, test)
 
 
+def test_constants_that_are_listed_are_those_of_the_code():
+    """In docs/settings.md the defaults, in docs/how_it_works.md those and the paper's."""
+    arguments = inspect.signature(FusedSaLSa).parameters
+    defaults = {name: argument.default for name, argument in arguments.items()}
+    named = {"doubling": '"doubling"', "rate": '"rate"', "yes": "True", "no": "False"}
+
+    def is_equal(text, value):
+        text = text.strip().strip("`")
+        text = named.get(text.strip('"'), text).replace("^", "**").split(" for ")[0]
+        return text == repr(value).replace("'", '"') or eval(text) == value
+
+    table = SETTINGS.split("## Constants of the search")[1]
+    rows = re.findall(r"^\| `([\w\[\]]+)`(?:, `\w+`)? \| ([^|]+) \|", table, re.M)
+    assert len(rows) == 7
+    for name, text in rows:
+        value = defaults["betas"][2] if name == "betas[2]" else defaults[name]
+        assert is_equal(text.split(', `"')[0], value), (name, text, value)
+
+    table = (ROOT / "docs" / "how_it_works.md").read_text().split("## The constants")[1]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", table, re.M)
+    assert len(rows) == 6
+    defaults["look_back"] = True  # None: with this direction it does
+    for name, ours, papers in rows:
+        assert is_equal(ours, defaults[name]), (name, ours)
+        assert is_equal(papers, salsa_fused.settings.PAPER[name]), (name, papers)
+
+
 def test_commands_that_are_named_exist():
     """``make NAME``, and ``python -m bench NAME``."""
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -309,7 +337,7 @@ def test_warnings_that_are_listed_exist():
     table = faq.split("## Warnings and what to do")[1]
     listed = re.findall(r"^\| `([^`]+)` \|", table, re.M)
     assert len(listed) >= 15
-    said = [text for path in (ROOT / "salsa_fused").glob("*.py") for text in strings_of(path)]
+    said = [text for path in (ROOT / "salsa_fused").rglob("*.py") for text in strings_of(path)]
     for text in listed:
         pattern = ".*".join(re.escape(part) for part in text.split("..."))
         assert any(re.search(pattern, one, re.S) for one in said), text
