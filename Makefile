@@ -3,6 +3,7 @@
 # make test-slow    passes the tests that `make test` leaves out
 # make bench   what a step costs and what training reaches, in less than half an hour
 # make bench-full    the same with everything and three seeds; hours, and goes on where it was stopped
+# make docs    builds the documentation as a site, in build/docs
 # make gpu     the first hour on a GPU: tests, sanitizers, benches, a summary; goes on where it was stopped
 # make test-gpu    passes the tests with the Python that is there, and its torch for CUDA
 # make sanitize    passes the kernels' tests under sanitizers
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow bench bench-full gpu test-gpu sanitize fuzz lint clean
+.PHONY: help demo test test-slow bench bench-full docs gpu test-gpu sanitize fuzz lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -54,6 +55,9 @@ bench-full: $(VENV)/.installed
 	$(BENCH) train --json $(RESULTS)/train.json
 	$(BENCH) train --family --json $(RESULTS)/family.json
 	$(BENCH) report --folder $(RESULTS)
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/build.py
 
 # No network and no installing: the kernels are built in place, and tested there, whatever is
 # installed.

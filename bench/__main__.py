@@ -33,7 +33,7 @@ COMMANDS = {
              f"--device=cpu --rounds=400 --json={LOCAL}/host.json"),
     "gpu": ("gpu", "the first hour on a GPU: tests, sanitizers, benches, report, a summary",
             "--out=bench/results"),
-    "report": ("report", "make plots and tables, those of README.md too, from the results",
+    "report": ("report", "make plots and tables, those of README and docs too, from the results",
                "--folder --check"),
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {

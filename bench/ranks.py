@@ -80,7 +80,7 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def summary_table(results: Results) -> Table:
+def summary_table(results: Results, said: str = "summary") -> Table:
     """A line per optimizer: mean ranks, geometric means of the ratios, and the worst of them."""
     training, validation = (standings(results, metric) for metric in LOSSES)
     rows: Rows = {}
@@ -95,8 +95,8 @@ def summary_table(results: Results) -> Table:
             Cell(f"{max(runs, default=0):.0f}"),
         ]
     counts = {"n_cases": cases, "n_optimizers": len(rows)}
-    said = caption("summary", results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
-    return Table(COLUMNS, rows, said, ("optimizer",))
+    text = caption(said, results, **counts, base=_said(results), floor=FLOOR, cap=CAP)
+    return Table(COLUMNS, rows, text, ("optimizer",))
 
 
 def _rank_and_ratio(name: str, found: dict[str, Standing], cases: int) -> list[Cell]:

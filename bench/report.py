@@ -1,6 +1,6 @@
-"""Plots and tables from results, and from nothing else: for the README, and a page per folder.
+"""Plots and tables from results, and from nothing else: for README and docs, a page per folder.
 
-In README.md a table stands from `<!-- NAME:begin -->` to `<!-- NAME:end -->`; every folder of
+On their pages a table stands from `<!-- NAME:begin -->` to `<!-- NAME:end -->`; every folder of
 results has its plots and a RESULTS.md with all its tables.
 """
 
@@ -17,7 +17,7 @@ from bench.sets.fetch import shown
 from bench.swapin import swapin_table
 from bench.tables import Table, by_case, overview, to_markdown
 
-README = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PUBLISHED = REPOSITORY / "bench" / "results"
 Tables = Sequence[Callable[[Results], Table]]
 RANKS = (summary_table, ratio_table)
@@ -32,9 +32,10 @@ PARTS: dict[str, tuple[str, Tables]] = {
     "kernels": ("The kernels", (by_case,)),
     "host": ("The host's time", (by_case,)),
 }
-# What the README shows between the markers of that name: of NAME.json the tables, of that kind of
+# What a page shows between the markers of that name: of NAME.json the tables, of that kind of
 # device or of any, and what is not measured where there is no file.
 BLOCKS: dict[str, list[tuple[str, Tables, str, str]]] = {
+    "ranks": [("train", (lambda found: summary_table(found, "ranks"),), "", "training")],
     "demo": [("demo", (by_case,), "", "demo")],
     "train": [("train", RANKS, "", "training")],
     "family": [("family", RANKS, "", "family")],
@@ -54,7 +55,7 @@ def published() -> list[Path]:
 
 
 def block(name: str) -> str:
-    """The tables of one block of the README, for every device that was measured."""
+    """The tables of one block of a page, for every device that was measured."""
     texts = []
     for file, tables, kind, what in BLOCKS[name]:
         paths = [path for folder in published() if (path := folder / f"{file}.json").exists()]
@@ -82,7 +83,7 @@ def with_blocks(text: str, blocks: dict[str, str]) -> str:
     names = [name for name, _ in found[::2]]
     pairs = [(name, mark) for name in names for mark in ("begin", "end")]
     if found != pairs or sorted(names) != sorted(blocks):
-        raise SystemExit(f"{README}: there must be markers of {sorted(blocks)}, once each")
+        raise SystemExit(f"README and docs: there must be markers of {sorted(blocks)}, once each")
     pattern = r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)"
     return re.sub(pattern, lambda m: f"{m[1]}{blocks[m[2]].strip()}\n{m[3]}", text, flags=re.DOTALL)
 
@@ -105,8 +106,8 @@ def report(arguments: argparse.Namespace) -> int:
         raise SystemExit(f"{arguments.folder}: no results there; python -m bench --help")
     wanted = {folder / "RESULTS.md": page(folder) for folder in folders}
     if not arguments.folder:
-        blocks = {name: block(name) for name in BLOCKS}
-        wanted[README] = with_blocks(README.read_text(encoding="utf-8"), blocks)
+        texts = "\0".join(path.read_text(encoding="utf-8") for path in PAGES)
+        wanted |= dict(zip(PAGES, with_blocks(texts, {n: block(n) for n in BLOCKS}).split("\0")))
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
     if arguments.check:
         for path in stale:

@@ -175,8 +175,8 @@ def version(distribution: str) -> str | None:
 def commit() -> str:
     """The commit of the checkout, "-dirty" where tracked files differ; "unknown" outside of git."""
     git = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
-    # results and the README, which shows them, do not count: they change because of a run
-    code = ("--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+    # results and the pages that show them do not count: they change because of a run
+    code = ("--untracked-files=no", "--", ".", ":!bench/results", ":!README.md", ":!docs")
     try:
         head = git(["git", "rev-parse", "--short=12", "HEAD"]).strip()
         return f"{head}-dirty" if git(["git", "status", "--porcelain", *code]) else head

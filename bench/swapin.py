@@ -1,7 +1,7 @@
 """FusedSaLSa in the place of the optimizer of training loops as people write them.
 
-Each loop runs with its own optimizer and with FusedSaLSa, swapped in as the README says, for the
-same work. What a reader looks for first: whether training died.
+Each loop runs with its own optimizer and with FusedSaLSa, swapped in as docs/ says, for the same
+work. What a reader looks for first: whether training died.
 """
 
 import argparse

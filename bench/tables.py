@@ -1,6 +1,6 @@
 """Tables: cells made from a results file, for the terminal and for Markdown.
 
-`by_case` gives each metric a column (for a page of results), `overview` each case (for the README).
+`by_case` gives each metric a column (for a page of results), `overview` each case (for docs/).
 A row is an optimizer, or a kernel.
 """
 

@@ -1,4 +1,4 @@
-"""What is made of results: statistics, tables, ranks, plots, and the README."""
+"""What is made of results: statistics, tables, ranks, plots, and the pages that show them."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_ratios_keep_their_digits(value, shown):
     assert show_ratio(value) == shown
 
 
-# --- readme ---------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------
 
 MARKED = "before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n"
 
@@ -282,19 +282,56 @@ def test_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "BLOCKS", {"demo": report.BLOCKS["demo"]})
     file = tmp_path / "README.md"
     file.write_text(MARKED)
-    monkeypatch.setattr(report, "README", file)
+    other = tmp_path / "other.md"
+    other.write_text("no tables here")
+    monkeypatch.setattr(report, "PAGES", [file, other])
     check = partial(main, ["report", "--check"])
     assert check() == 1 and file.read_text() == MARKED
     assert main(["report"]) == 0
     assert file.read_text().count("| Digits | FusedSaLSa | **0.150**") == 1
     assert "| Digits | FusedSaLSa |" in (tmp_path / "cpu" / "RESULTS.md").read_text()
-    assert check() == 0
+    assert check() == 0 and other.read_text() == "no tables here"
     (tmp_path / "cpu" / "RESULTS.md").write_text("by hand")
     assert check() == 1
 
 
-def test_the_readme_and_the_pages_say_what_the_results_say(capsys):
+def test_the_pages_say_what_the_results_say(capsys):
     assert main(["report", "--check"]) == 0, capsys.readouterr().err
+
+
+def test_figures_in_the_text_are_those_of_the_results():
+    """Not only tables: what README and FAQ say in their own words."""
+    cpu = results.REPOSITORY / "bench" / "results" / "cpu"
+    readme, faq = ((results.REPOSITORY / page).read_text() for page in ("README.md", "docs/faq.md"))
+    train = Results.read(cpu / "train.json")
+    found = standings(train, "train_loss")
+    plain, told = found["FusedSaLSa"], found["FusedSaLSa, total_steps"]
+    assert f"its training loss is {plain.ratio:.2f} times that of AdamW" in " ".join(readme.split())
+    assert f"AdamW at 1e-3 has {found['AdamW'].ratio:.2f} times" in readme
+    assert f"Told the number of steps, it has {told.ratio:.2f} times" in readme
+    behind, of_told = (sum(ratio > 1.0 for ratio in one.ratios.values()) for one in (plain, told))
+    said = f"lower training loss on {behind} of the {len(plain.ratios)} problems ({of_told} with"
+    assert said in " ".join(readme.split()).replace("`", "")
+    assert (
+        f"on {behind} of our {len(plain.ratios)} problems" in faq and f"on {of_told} where" in faq
+    )
+    extra = [
+        row.mean
+        for row in train.rows
+        if row.metric == "extra_forwards"
+        and row.optimizer in ("FusedSaLSa", "FusedSaLSa, total_steps")
+    ]
+    low, high = (round(100 * end(extra) / 3) for end in (min, max))
+    assert f"{low} to {high} % more forward and backward work" in readme
+    step = Results.read(cpu / "step.json")
+    times = {
+        name: [r.median for r in step.rows if (r.optimizer, r.metric) == (name, "to_fused")]
+        for name in ("FusedSaLSa", "FusedSaLSa: a plain step")
+    }
+    low, high = (f"{end(times['FusedSaLSa']):.2f}" for end in (min, max))
+    assert f"{low} to {high} times as long as with fused AdamW" in " ".join(readme.split())
+    low, high = (f"{end(times['FusedSaLSa: a plain step']):.2f}" for end in (min, max))
+    assert f"a step without a search {low} to {high}" in faq
 
 
 def test_the_gpu_block_says_what_was_not_measured(tmp_path, monkeypatch):

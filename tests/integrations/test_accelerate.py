@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from readme import block_with
+from pages import block_with
 from small_net import make_net
 from torch.nn import MSELoss
 from torch.utils.data import DataLoader, TensorDataset

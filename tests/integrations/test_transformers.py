@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from readme import block_with
+from pages import block_with
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LONGEST = 60  # lines
+LONGEST = 65  # lines
 
 
 def test_the_quickstart(capsys):
@@ -18,6 +18,15 @@ def test_the_quickstart(capsys):
     main = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))["main"]
     assert main(epochs=2) > 0.7
     assert "epoch 2: loss" in capsys.readouterr().out
+
+
+def test_the_first_ten_minutes(capsys):
+    pytest.importorskip("sklearn")
+    runpy.run_path(str(ROOT / "examples" / "first_ten_minutes.py"))["main"](steps=200)
+    said = capsys.readouterr().out
+    assert said.count("AdamW with lr=") == 3 and said.count("applied step size") == 5
+    assert "suggested for AdamW: lr=" in said and "'outcome': 'accepted'" in said
+    assert said.rstrip().endswith("equal: True")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -35,4 +44,4 @@ def test_each_is_run_by_a_test(path):
 
 
 def test_there_are_some():
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 6
