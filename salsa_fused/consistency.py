@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ._torch import versions_of
 from .line_search import FLAT_ULPS, LineSearch
 from .look_back import FIRST_STEPS
+from .loss_parts import autocasts_now
 from .trials import Trials
 from .warning import first_of
 
@@ -34,6 +36,7 @@ RESOLVED = 1000  # rounding errors of the loss that the expected decrease has to
 EXACT = (torch.float32, torch.float64)  # others lose small steps in the weights' rounding
 SLIGHT, SAME_RATIO = 0.8, 0.02  # a ratio that is little off, and how well it has to be known
 SLOPE_RATIOS = (0.95, 1.25)  # observed to expected decrease; 0.99 to 1.0 where all is right
+ROUNDED_RATIOS = (0.4, 2.5)  # where a forward rounds weights to 16 bits; 0.59 to 1.49 was seen
 
 COARSE = (torch.bfloat16, torch.float16)
 
@@ -47,11 +50,28 @@ COARSE_LOSS = (
 )
 
 
+class Called:
+    """The modules whose forward ran, and whether one of them computed in 16 bits."""
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+        self.in_16_bits = False
+
+    def note(self, module: nn.Module, arguments: Any) -> None:
+        """Note a forward; under autocast, or given 16-bit tensors, it computes in 16 bits."""
+        self.modules.append(module)
+        self.in_16_bits = (
+            self.in_16_bits
+            or any(enabled for _, _, enabled, _ in autocasts_now())
+            or any(isinstance(each, Tensor) and each.dtype in COARSE for each in arguments)
+        )
+
+
 @contextmanager
-def called_modules() -> Iterator[list[nn.Module]]:
+def called_modules() -> Iterator[Called]:
     """Find the modules whose forward runs inside: hooks on all modules tell, and are removed."""
-    found: list[nn.Module] = []
-    handle = register_module_forward_pre_hook(lambda module, args: found.append(module))
+    found = Called()
+    handle = register_module_forward_pre_hook(found.note)
     try:
         with warnings.catch_warnings():  # torch tells users of such hooks; these are ours
             warnings.filterwarnings("ignore", "Using `torch.compile")
@@ -130,10 +150,11 @@ class Consistency:
         tolerance = FLAT_ULPS * eps
         if loss.dtype in COARSE:
             self._habits.once.say("coarse", COARSE_LOSS.format(dtype=loss.dtype, share=100.0 * eps))
-        with called_modules() as modules:
+        with called_modules() as called:
             again = trials.loss()
+        habits.in_16_bits = habits.in_16_bits or called.in_16_bits
         trained = set(map(id, self._parameters))
-        self._effects = SideEffects(modules, trained, self._replayed)
+        self._effects = SideEffects(called.modules, trained, self._replayed)
         expected = first if trials.repeat_first else again
         if not trials.repeat_first and not trials.with_graph:
             expected = trials.loss_with_graph()
@@ -244,10 +265,14 @@ class Consistency:
         ratio = self._observed_to_expected(search, eps, ratio_at)
         if ratio is None:
             return False
-        low, high = SLOPE_RATIOS
+        low, high = self._slope_ratios
         if not low <= ratio <= high:
             self._habits.once.say("slope", _wrong_slope(ratio, too_small=ratio > high))
         return True
+
+    @property
+    def _slope_ratios(self) -> tuple[float, float]:
+        return ROUNDED_RATIOS if self._habits.in_16_bits else SLOPE_RATIOS
 
     def _observed_to_expected(
         self, search: LineSearch, eps: float, ratio_at: Callable[[float], float]
@@ -266,7 +291,7 @@ class Consistency:
         step_size = max(SLOPE_STEP * search.step_size, smallest / search.slope)
         if search.outcome != "accepted" or step_size > LONGEST_SLOPE_STEP * search.step_size:
             step_size = 2.0 * smallest / search.slope
-        low, high = SLOPE_RATIOS
+        low, high = self._slope_ratios
         whole = ratio_at(step_size)
         if low <= whole <= high:
             return whole

@@ -54,6 +54,7 @@ class Habits:
     backward_is_for_the_loss: bool | None = None  # that a closure calls; None: not seen yet
     losses_agree: bool = True  # of evaluations at the same weights
     scale: float = 0.0  # the largest loss that was compared
+    in_16_bits: bool = False  # a forward computes in them, whatever the weights are
     computes_loss: bool = False  # the last one did
     has_worked: bool = False  # one has
     zeroed: bool = False  # optimizer.zero_grad() was called
