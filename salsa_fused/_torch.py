@@ -164,6 +164,11 @@ def wait_until_it_is_there(tensor: Any) -> Tensor:
 SYNCS = "require_forward_param_sync"  # of DDP: the next forward broadcasts the buffers
 
 
+def joins(ddp: Any) -> bool:
+    """Return whether DDP's ``join()`` was entered: its ranks run out of batches at other times."""
+    return bool(getattr(getattr(ddp, "_join_config", None), "enable", False))
+
+
 # -- many tensors at once ---------------------------------------------------------------------
 
 

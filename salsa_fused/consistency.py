@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from .look_back import FIRST_STEPS
 from .loss_parts import autocasts_now
 from .trials import Trials
 from .warning import first_of
+from .wrappers import broadcasts_buffers
 
 ANOTHER_LOSS = 1.5  # a ratio of losses that no other dropout mask explains
 SLOPE_STEP = 0.01  # of the accepted step size: there the loss is still as good as linear
@@ -65,6 +66,13 @@ class Called:
             or any(enabled for _, _, enabled, _ in autocasts_now())
             or any(isinstance(each, Tensor) and each.dtype in COARSE for each in arguments)
         )
+
+
+WRAPPER = (
+    "the closure calls a DistributedDataParallel, and module= is not it but a module inside: its "
+    "ranks' buffers would come apart between steps. Pass module=, or set optimizer.module to, the "
+    "model that the closure calls. "
+)
 
 
 @contextmanager
@@ -153,6 +161,7 @@ class Consistency:
         with called_modules() as called:
             again = trials.loss()
         habits.in_16_bits = habits.in_16_bits or called.in_16_bits
+        self._look_at_wrapper(called.modules)
         trained = set(map(id, self._parameters))
         self._effects = SideEffects(called.modules, trained, self._replayed)
         expected = first if trials.repeat_first else again
@@ -213,6 +222,13 @@ class Consistency:
             "losses",
             f"{found}. A line search compares losses of one mini-batch: {causes}. {SILENCE}.",
         )
+
+    def _look_at_wrapper(self, modules: Sequence[nn.Module]) -> None:
+        """Warn where DDP is called around the module whose buffers are put back."""
+        known = set(map(id, self._replayed.modules())) if self._replayed is not None else set()
+        for each in modules:
+            if id(each) not in known and known and broadcasts_buffers(each):
+                self._habits.once.say("wrapper", WRAPPER + SILENCE + ".")
 
     # -- side effects -------------------------------------------------------------------------
 

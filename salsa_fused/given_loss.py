@@ -27,7 +27,7 @@ from .kernels.parameters import check_gradients_have_memory
 from .loss_parts import TWO_CLOSURES, Part, Parts
 from .plain_numbers import check_bound, is_number
 from .replay import Replay
-from .wrappers import end_forward
+from .wrappers import end_forward, sharded_modules
 
 EPS = 1e-6  # that torch adds to the norm
 
@@ -119,8 +119,8 @@ class GivenLoss(Optimizer):
         ``closure`` evaluates it again.  A loss without graph has had its ``backward`` inside.
         """
         found: list[Tensor] = []
-        parts, parameters = self._parts, self._parameters()
-        parts.forget_cleared(parameters)
+        parts = self._parts
+        parts.forget_cleared(self._gradients_are_gone)
         with self._undone() as replay:
             yield found.append
         for loss in found:
@@ -128,8 +128,20 @@ class GivenLoss(Optimizer):
             parts.append(part)
             self._clipped, self._habits.has_worked = NOT_CLIPPED, True
             if loss.requires_grad:
-                begins = partial(parts.differentiate, part, parameters)
+                begins = partial(parts.differentiate, part, self._gradients_are_gone)
                 loss.register_hook(lambda gradient, begins=begins: begins())
+
+    def _gradients_are_gone(self) -> bool:
+        """Return whether somebody has cleared them, as ``model.zero_grad()`` does.
+
+        FSDP2 keeps those that it has not reduced yet to itself: with it nobody can tell.
+        """
+        parameters = self._parameters()
+        if any(parameter.grad is not None for parameter in parameters):
+            return False
+        if self.module is None:
+            return not any(map(is_dtensor, parameters))
+        return not sharded_modules(self.module)
 
     def _given(self, closure: Any, loss: Any) -> tuple[Closure, Tensor]:
         """Return the closure and the loss of a bare ``step()`` after :meth:`evaluate`."""

@@ -7,7 +7,7 @@ the variables of its closure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,15 +63,15 @@ class Parts(list[Part]):
     evaluation and its ``backward``, so that a part is not forgotten before that.
     """
 
-    def differentiate(self, part: Part, parameters: Iterable[Tensor]) -> None:
+    def differentiate(self, part: Part, gone: Callable[[], bool]) -> None:
         """Note that the gradients of a part are about to be added to those that are there."""
         if not part.differentiated:
-            self.forget_cleared(parameters)
+            self.forget_cleared(gone)
             part.differentiated = True
 
-    def forget_cleared(self, parameters: Iterable[Tensor]) -> None:
+    def forget_cleared(self, gone: Callable[[], bool]) -> None:
         """Forget the parts whose gradients are gone: model.zero_grad() was called since."""
-        if any(part.differentiated for part in self) and all(p.grad is None for p in parameters):
+        if any(part.differentiated for part in self) and gone():
             self.forget_differentiated()
 
     def forget_differentiated(self) -> None:

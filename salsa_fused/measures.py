@@ -21,6 +21,7 @@ from .pending import sum_of
 from .ranks import Ranks
 
 SAME_SLOPE = 0.01  # relative: what a device's order of sums may change
+LITTLE = 1e-6  # of the slope: what that order alone may leave
 
 OTHER_PARAMETERS = (
     "ranks train other parameters than others: pipeline and expert parallelism, where a part of "
@@ -30,8 +31,10 @@ OTHER_PARAMETERS = (
 
 OTHER_GRADIENTS = (
     "ranks have other gradients for the same parameters: call the model through "
-    "DistributedDataParallel, or average the gradients before the step. (Pipeline parallelism is "
-    "not supported by searches. Where each rank trains a model of its own: "
+    "DistributedDataParallel, give all of it to fully_shard, or average the gradients before the "
+    "step. If that was missed in an earlier step, too (no_sync() around the last micro-batch), the "
+    "weights have come apart: broadcast them, or load a checkpoint. (Pipeline parallelism is not "
+    "supported by searches. Where each rank trains a model of its own: "
     "process_group=torch.distributed.new_subgroups(1)[0])"
 )
 
@@ -59,12 +62,20 @@ class Measures(Optimizer):
             self._habits.needs_graph = True  # so that all ranks evaluate as often
         return f0.new_tensor(loss), found > 0.0
 
-    def _slope_of_all_ranks(self, slope: float) -> float:
-        """Return the slope of the whole model; of plain tensors all ranks have to have the same."""
-        (mean,) = self._ranks.mean("its slope", slope)
-        if self._kernels.shards is None and self._ranks.differ(0, SAME_SLOPE):
+    def _slope_of(self, parts: Sequence[float]) -> float:
+        """Return the slope of the whole model, the sum of its parts, those of all ranks.
+
+        ``parts``: each moved bucket's.  All ranks have to have the same of weights that none of
+        them has a part of.
+        """
+        if not self._ranks.several:
+            return math.fsum(parts)
+        moved = [bucket for bucket in self._kernels.buckets if bucket.moved]
+        of_whole = [part for part, bucket in zip(parts, moved) if bucket.pieces == 1]
+        slope, alike = self._ranks.mean("its slope", math.fsum(parts), math.fsum(of_whole))
+        if abs(alike) > LITTLE * abs(slope) and self._ranks.differ(1, SAME_SLOPE):
             raise RuntimeError(OTHER_GRADIENTS)
-        return mean
+        return slope
 
     def _look(self) -> list[Tensor]:
         """Return a look back on the window; none where no weight has been noted."""

@@ -30,7 +30,7 @@ from .ranks import Ranks
 from .replay import Replay
 from .trials import Trials
 from .trouble import NO_GRADIENT, Trouble, largest_lr
-from .wrappers import end_forward, refuse_searches
+from .wrappers import end_forward, refuse_join, refuse_searches
 
 
 class FusedSaLSa(Checkpoints, Measures):
@@ -331,9 +331,8 @@ class FusedSaLSa(Checkpoints, Measures):
                 first_move = self._first_move()
         changes.append(kernels.restore)
         slopes = kernels.first_trial(groups, search.first_trial(), search.unit)
-        loss, slope, looks, skips = self._pending.read(f0, slopes, look, self._clipped.factor)
-        if self._ranks.several:
-            slope = self._slope_of_all_ranks(slope)
+        loss, parts, looks, skips = self._pending.read(f0, slopes, look, self._clipped.factor)
+        slope = self._slope_of(parts)
         search.add_skipped(skips)
         eps = torch.finfo(f0.dtype).eps
         search.start_from(evaluation.sign * loss, slope, eps)
@@ -412,8 +411,10 @@ class FusedSaLSa(Checkpoints, Measures):
         """Refuse a call that cannot be carried out, before anything changes."""
         if not self._trouble.lr_is_plausible and not has_factors(self):
             self._trouble.look_at_lr(self.param_groups)
-        if searching and ranks_are_set_up():
-            refuse_searches(self._parameters(), self.module, self._ranks.size)
+        if (searching or closure is not None) and ranks_are_set_up():
+            refuse_join(self.module)
+            if searching:
+                refuse_searches(self._parameters(), self.module, self._ranks.size)
         plain = closure is None or callable(closure)
         if searching or loss is not None or not plain or torch.cuda.is_initialized():
             check_call(closure, loss, searching)

@@ -42,14 +42,15 @@ class Pending:
 
     def read(
         self, loss: Tensor, slopes: list[Tensor], looks: list[Tensor], clipped_by: Tensor | None
-    ) -> tuple[float, float, list[float], int]:
+    ) -> tuple[float, list[float], list[float], int]:
         """Read what a search needs: in one copy, with one wait, where all is on one device.
 
         ``slopes``: the slope's parts; ``clipped_by``: a factor on them, which is taken out.
 
         Returns:
-            The loss, the slope, all looks and the count of skipped steps.  The latter two stay
-            pending, for the step may fail.
+            The loss, the slope's parts (not a number, all of them, where one is not finite), all
+            looks and the count of skipped steps.  The latter two stay pending, for the step may
+            fail.
         """
         looks = [*self.looks, *looks]
         more = [tensor for tensor in (clipped_by, self.skips) if tensor is not None]
@@ -63,7 +64,8 @@ class Pending:
         factor = 1.0 if clipped_by is None else numbers.pop()
         looked, (first, *parts) = numbers[: len(looks)], numbers[len(looks) :]
         known = factor > 0.0 and all(map(math.isfinite, parts))
-        return first, math.fsum(parts) / factor if known else math.nan, looked, count
+        parts = [part / factor if known else math.nan for part in parts]
+        return first, parts, looked, count
 
 
 def flag_of(numbers: Sequence[Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from ._torch import (
     is_dtensor,
     is_flattened_by_fsdp1,
     is_of_deepspeed,
+    joins,
     ranks_are_set_up,
 )
 
@@ -33,6 +34,14 @@ FSDP1 = (
 DEEPSPEED = (
     "DeepSpeed's ZeRO holds the parameters, and its engine takes steps without a closure: use "
     "FSDP2 (torch.distributed.fsdp.fully_shard) or DDP, or search_period=None"
+)
+
+JOIN = (
+    "DistributedDataParallel.join() was entered, for ranks that have different numbers of batches, "
+    "and a step whose loss is known tells it to all ranks: those that have run out would not "
+    "answer. Give all ranks equally many batches (drop the last ones, or sample some twice), call "
+    "step() without a closure (search_period=None), or, after join() has ended, wrap the model "
+    "anew"
 )
 
 NO_MODULE = (
@@ -79,10 +88,26 @@ def buffer_syncs(module: nn.Module | None) -> list[tuple[Any, bool]]:
     return [(each, vars(each)[SYNCS]) for each in found if SYNCS in vars(each)]
 
 
+def broadcasts_buffers(module: nn.Module) -> bool:
+    """Return whether this is a DDP that keeps its ranks' buffers equal."""
+    if not isinstance(module, DistributedDataParallel):
+        return False
+    return module.broadcast_buffers and any(True for _ in module.buffers())
+
+
 def put_back_buffer_syncs(syncs: Sequence[tuple[Any, bool]]) -> None:
     """Set what :func:`buffer_syncs` has returned."""
     for module, flag in syncs:
         setattr(module, SYNCS, flag)
+
+
+def refuse_join(module: nn.Module | None) -> None:
+    """Raise RuntimeError where a rank may run out of batches: it would not answer the others.
+
+    Only the outermost module is looked at, in every step.
+    """
+    if isinstance(module, DistributedDataParallel) and joins(module):
+        raise RuntimeError(JOIN)
 
 
 def refuse_searches(parameters: Sequence[Any], module: nn.Module | None, ranks: int) -> None:

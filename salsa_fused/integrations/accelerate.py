@@ -3,7 +3,7 @@
 ::
 
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    evaluate = salsa_fused.integrations.accelerate.evaluate(accelerator, optimizer)
+    evaluate = salsa_fused.integrations.accelerate.evaluate(accelerator, optimizer, model)
 
     for inputs, targets in loader:
         with accelerator.accumulate(model):
@@ -39,8 +39,8 @@ class evaluate:
     Args:
         accelerator: the Accelerator.
         optimizer: the FusedSaLSa, as ``accelerator.prepare`` returned it.
-        module: the model, as ``accelerator.prepare`` returned it; needed where the optimizer was
-            built with ``module=`` and Accelerate wraps the model (DDP).
+        module: the model, as ``accelerator.prepare`` returned it.  Leave it out only where nothing
+            wraps it (no DDP), or no forward changes buffers.
 
     Raises:
         TypeError: the optimizer is another one.

@@ -23,6 +23,7 @@ from cases import (
 from checks_equal import ddp, fsdp, tensor_parallel
 from launch import PATIENCE, check
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from salsa_fused import FusedSaLSa
 
@@ -294,6 +295,20 @@ def what_is_refused():
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         one_step(alone, optimizer, lambda loss: loss, 0)
     assert torch.equal(before, weights_of(alone))
+
+    rootless: Any = build(torch.float64)  # its plain weights' gradients are each rank's own
+    for block in rootless.blocks:
+        fully_shard(block)
+    optimizer = FusedSaLSa(rootless.parameters(), module=rootless)
+    before = weights_of(rootless)
+    with pytest.raises(RuntimeError, match="give all of it to fully_shard"):
+        one_step(rootless, optimizer, lambda loss: loss, 0)
+    assert torch.equal(before, weights_of(rootless))
+
+    model = ddp(build(torch.float64))
+    optimizer = FusedSaLSa(model.parameters(), module=model)
+    with model.join(), pytest.raises(RuntimeError, match="join"):
+        one_step(model, optimizer, lambda loss: loss, 0)
 
     own = dist.new_subgroups(1)[0]
     model = tensor_parallel(build(torch.float64))

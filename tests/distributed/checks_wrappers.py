@@ -110,6 +110,53 @@ def accumulation_under_ddp():
 
 
 @check(2)
+def a_ddp_around_the_module_is_told():
+    torch.manual_seed(0)
+    net = ReadsItsBuffer().double()
+    model = nn.parallel.DistributedDataParallel(net)
+    x = torch.randn(16, 4, dtype=torch.float64) + rank()
+    for module, told in ((net, True), (model, False)):
+        optimizer = FusedSaLSa(model.parameters(), module=module)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            optimizer.step(lambda: (model(x) - x[:, :1]).square().mean())
+        assert ["a module inside" in str(one.message) for one in said] == [True] * told
+
+
+def accumulated_without_sync(nan_in: int | None = None, **settings: Any) -> Any:
+    """Two micro-batches a step; the first one's gradients are reduced with the second's.
+
+    ``nan_in``: the step whose first loss is not a number on rank 1.
+    """
+    model: Any = fsdp(build(torch.float64))
+    optimizer = FusedSaLSa(model.parameters(), module=model, **settings)
+    for step, (x, y) in enumerate(batches(12, world(), rank())):
+        for part in (slice(1), slice(1, None)):
+            factor = float("nan") if (step, part.stop, rank()) == (nan_in, 1, 1) else 1.0
+            share = len(x[part]) / len(x)
+            model.set_requires_gradient_sync(part.stop is None)
+            loss = optimizer.evaluate(
+                lambda x=x[part], y=y[part], factor=factor: factor * loss_of(model, x, y), share
+            )
+            (share * loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer, weights_of(model)
+
+
+@check(2)
+def accumulation_without_sync_under_fsdp2():
+    """FSDP2 keeps the gradients of the first to itself: trials repeat both all the same."""
+    optimizer, found = accumulated_without_sync()
+    rows, weights = run_alone(torch.float64, 12)
+    assert optimizer.metrics()["total_trials"] == rows[-1][3]
+    assert optimizer.step_size == pytest.approx(rows[-1][1], rel=1e-12)
+    assert torch.allclose(found, weights, rtol=0, atol=1e-10)
+    optimizer, found = accumulated_without_sync(nan_in=5, search_period=None, lr=1e-2)
+    assert optimizer.skipped_steps == 1 and found.isfinite().all()
+
+
+@check(2)
 def parameters_without_a_gradient_under_ddp():
     """Everywhere, and on one rank only."""
     torch.manual_seed(0)

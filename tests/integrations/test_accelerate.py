@@ -226,7 +226,9 @@ def test_the_readmes():
     net = make_net()
     names = {"accelerator": Accelerator(cpu=True, gradient_accumulation_steps=2), "model": net}
     names |= {"optimizer": FusedSaLSa(net.parameters(), module=net), "loader": make_loader()}
-    exec(block_with("evaluate(accelerator, optimizer)"), names | {"loss_function": MSELoss()})
+    exec(
+        block_with("evaluate(accelerator, optimizer, model)"), names | {"loss_function": MSELoss()}
+    )
     assert names["optimizer"].metrics()["steps"] == STEPS // 2
 
 

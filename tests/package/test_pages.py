@@ -20,7 +20,7 @@ README = PAGES[0].read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 # Blocks that tests in tests/integrations run.
-TRAINERS = ("SaLSaTrainer(", "SaLSaCallback(", "evaluate(accelerator, optimizer)")
+TRAINERS = ("SaLSaTrainer(", "SaLSaCallback(", "evaluate(accelerator, optimizer, model)")
 # Blocks that tests below run, with more than the names that every page may use.
 BELOW = (
     "if not optimizer.in_trial",
