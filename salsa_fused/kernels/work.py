@@ -17,25 +17,31 @@ from .chunks import CHUNK_FIELDS as CHUNK_FIELDS
 from .chunks import Chunks
 from .directions import Direction, Scalars
 from .saved import Saved
+from .storage import Storage
 from .window import WindowStarts
 
 MOST_MOMENTS = 3  # of any direction
 WEIGHT, GRADIENT, MOMENTS = 0, 1, 2  # where the fields of a row stand
 SAVED_AT = MOMENTS + MOST_MOMENTS
 SCALARS_AT = SAVED_AT + 1
-ROW_FIELDS = SCALARS_AT + 1
+MASTER_AT = SCALARS_AT + 1
+NUMBER_AT = MASTER_AT + 1
+ROW_FIELDS = NUMBER_AT + 1
 
 
 class Work(NamedTuple):
     """Tensors, addresses and numbers for one kernel.  Lists have an entry for every row."""
 
     direction: Direction
+    storage: Storage  # of moments and masters
     device: torch.device
     dtype: torch.dtype  # of weights, gradients and saved weights
     elements: int  # of all rows
     weights: list[Tensor]
     gradients: list[Tensor | None]
     moments: list[list[Tensor | None]]  # a list for each of the direction's moments
+    masters: list[Tensor | None] | None  # of all weights, which are these, rounded; or of none
+    numbers: list[int]  # of the parameters among all of the optimizer
     stepped: list[Tensor]  # the weights that the kernel goes over and that have a gradient
     rows: array[int]
     rows_version: int  # counts the changes of `rows`

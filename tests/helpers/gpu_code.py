@@ -63,6 +63,7 @@ def compiled(
     saved: bool = True,
     skip: bool = False,
     direction: str = "adam",
+    formats: int = 0,
     kernels: ModuleType | None = None,
     fusion: bool = False,
 ) -> Compiled:
@@ -85,6 +86,7 @@ def compiled(
         "THREADS": THREADS,
     }
     constants["DIRECTION"] = "adam" if direction == "lamb" else direction
+    constants["FORMATS"] = formats
     if direction != "lamb":
         constants["ratios"] = None
     if kernel == "step":

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kernel_cases import (
     DIRECTIONS,
     DTYPES,
+    FORMATS,
     GROUP,
     alignment_of,
     along,
@@ -51,6 +52,29 @@ def test_over_sizes_and_states(dtype, direction, backend):
         return weights, None, make_state(weights[:5])
 
     assert_same_run(along(direction, make), (backend, "native"))
+
+
+# masters and bf16 moments; all other formats are slow ones
+STORED = [pytest.param(name, marks=[] if name == "all" else [pytest.mark.slow]) for name in FORMATS]
+
+
+@on_one
+@on_every_direction
+@pytest.mark.parametrize("formats", STORED)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *[pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[::2]]]
+)
+def test_what_is_stored_otherwise(dtype, formats, direction, backend):
+    def make():
+        weights = make_weights(SIZES, dtype, missing={3})
+        return weights, None, make_window(weights, make_state(weights))
+
+    assert_same_run(along(direction, make), (backend, "native"), formats=FORMATS[formats])
+    ours, theirs = (
+        alignment_of(name, *along(direction, make)(), FORMATS[formats])
+        for name in (backend, "native")
+    )
+    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 @on_one
