@@ -54,16 +54,18 @@ def test_over_sizes_and_states(dtype, direction, backend):
     assert_same_run(along(direction, make), (backend, "native"))
 
 
-# masters and bf16 moments; all other formats are slow ones
-STORED = [pytest.param(name, marks=[] if name == "all" else [pytest.mark.slow]) for name in FORMATS]
+HALF, SLOW = torch.bfloat16, pytest.mark.slow
+STORED = [
+    (HALF, "all"),
+    pytest.param(torch.float16, "all", marks=SLOW),
+    pytest.param(torch.float32, "moments", marks=SLOW),
+    *[pytest.param(HALF, name, marks=SLOW) for name in FORMATS if name != "all"],
+]
 
 
 @on_one
 @on_every_direction
-@pytest.mark.parametrize("formats", STORED)
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, *[pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[::2]]]
-)
+@pytest.mark.parametrize(("dtype", "formats"), STORED)
 def test_what_is_stored_otherwise(dtype, formats, direction, backend):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
