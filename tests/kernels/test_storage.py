@@ -35,15 +35,17 @@ with_all_formats = pytest.mark.parametrize("formats", FORMATS.values(), ids=FORM
 on_both = pytest.mark.parametrize("backend", ["native", "reference"])
 
 
-@with_all_formats
 @on_every_direction
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits(dtype, direction, formats):
+@pytest.mark.parametrize(
+    ("dtype", "formats"),
+    [*[(BF16, name) for name in FORMATS], (torch.float16, "all"), (torch.float32, "moments")],
+)
+def test_bits(dtype, formats, direction):
     def make():
         weights = make_weights(SIZES, dtype, missing={1})
         return weights, None, make_state(weights[:3])
 
-    assert_same_run(along(direction, make), formats=formats)
+    assert_same_run(along(direction, make), formats=FORMATS[formats])
 
 
 @given(
@@ -142,14 +144,14 @@ def step(kernels, groups, state, size=0.01):
 
 @on_both
 def test_steps_that_a_weight_cannot_show_are_not_lost(backend):
-    """A thousand steps of a hundredth of a bf16 step each."""
+    """400 steps of a fortieth of a bf16 step each."""
     ends = []
     for master_weights in (False, True):
         weight = torch.ones(64, dtype=BF16)
         weight.grad = torch.ones_like(weight)
         kernels, state = Kernels(backend, formats=Formats(master_weights)), {}
-        for _ in range(1000):
-            step(kernels, [{**GROUP, "params": [weight]}], state, 2.0**-8 / 100)
+        for _ in range(400):
+            step(kernels, [{**GROUP, "params": [weight]}], state, 2.0**-8 / 40)
         ends.append(weight)
     assert torch.equal(ends[0], torch.ones_like(ends[0]))
     assert torch.equal(ends[1], torch.full_like(ends[1], 1.0 - 10 * 2.0**-8))
@@ -243,13 +245,12 @@ def test_what_is_no_finite_number_is_kept():
         assert torch.equal(rounded[:2], x[:2]) and same_bits(rounded[4:6], x[4:6])
 
 
-@on_both
-def test_exp_avg_sq_follows_gradients_that_become_smaller(backend):
+def test_exp_avg_sq_follows_gradients_that_become_smaller():
     """From 1, with squares of 0.01: to nearest it would be 1 for ever."""
     weight = torch.zeros(256)
     weight.grad = torch.full_like(weight, 0.1)
     state = {weight: {"step": 1, "exp_avg": torch.zeros(256), "exp_avg_sq": torch.ones(256)}}
-    kernels = Kernels(backend, formats=Formats(False, torch.float32, BF16))
+    kernels = Kernels("native", formats=Formats(False, torch.float32, BF16))
     for _ in range(5000):
         step(kernels, [{**GROUP, "params": [weight]}], state, 0.0)
     found = state[weight]["exp_avg_sq"]

@@ -17,18 +17,20 @@ from salsa_fused import FusedSaLSa
 
 BF16 = torch.bfloat16
 ALL = {"master_weights": True, "exp_avg_dtype": BF16, "exp_avg_sq_dtype": BF16}
-SETTINGS = [
-    {"master_weights": True},
-    {"exp_avg_dtype": BF16},
-    ALL,
-    {**ALL, "direction": "ademamix"},
-    {**ALL, "direction": "sgd"},
-    {**ALL, "direction": "lamb", "weight_decay": 0.01},
-    {**ALL, "look_back": False},
-    {**ALL, "units": "groups"},
+SLOW = pytest.mark.slow
+SETTINGS = [  # and the dtype of the weights
+    ({"master_weights": True}, torch.float16),
+    (ALL, BF16),
+    ({**ALL, "direction": "sgd"}, BF16),
+    pytest.param({"exp_avg_dtype": BF16, "exp_avg_sq_dtype": BF16}, BF16, marks=SLOW),
+    pytest.param({**ALL, "direction": "ademamix"}, torch.float16, marks=SLOW),
+    pytest.param({**ALL, "direction": "lamb", "weight_decay": 0.01}, BF16, marks=SLOW),
+    pytest.param({**ALL, "direction": "lion"}, BF16, marks=SLOW),
+    pytest.param({**ALL, "look_back": False}, BF16, marks=SLOW),
+    pytest.param({**ALL, "units": "groups"}, BF16, marks=SLOW),
 ]
 with_settings = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: ",".join(map(str, s)).replace("_dtype", "")
+    ("settings", "dtype"), SETTINGS, ids=lambda x: ",".join(map(str, x)) if type(x) is dict else ""
 )
 half_weights = pytest.mark.parametrize("dtype", [BF16, torch.float16])
 
@@ -61,7 +63,6 @@ def through_a_file(state):
 # -- runs -----------------------------------------------------------------------------------------
 
 
-@half_weights
 @with_settings
 def test_backends_take_the_same_steps(settings, dtype):
     runs = []
@@ -139,10 +140,10 @@ def test_trials_that_change_no_weight_are_counted():
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @with_settings
-def test_a_failing_evaluation_leaves_everything_as_it_was(settings, number):
+def test_a_failing_evaluation_leaves_everything_as_it_was(settings, dtype, number):
     """The run goes on as one that was not disturbed, from masters that were not touched."""
-    net, optimizer = build(**settings)
-    other_net, other = build(**settings)
+    net, optimizer = build(dtype, **settings)
+    other_net, other = build(dtype, **settings)
     for step in range(12):
         before, calls = everything(net, optimizer), 0
         torch.manual_seed(step)
@@ -185,7 +186,6 @@ def test_a_step_that_is_skipped_leaves_the_masters():
 
 
 @pytest.mark.parametrize("at", [1, 13])
-@half_weights
 @with_settings
 def test_a_loaded_run_continues_bit_for_bit(settings, dtype, at):
     net, optimizer = build(dtype, **settings)

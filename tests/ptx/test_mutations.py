@@ -266,7 +266,9 @@ def test_the_checks_pass_without_a_change(triton, threads, tmp_path, monkeypatch
         unaligned("triton")
 
 
-@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in OF_STORAGE else n for n in TRITON]
+)
 def test_a_change_of_triton_kernels_is_noticed(name, triton, threads, tmp_path, monkeypatch):
     file, text, other, check = TRITON[name]
     if name == "fusion":
