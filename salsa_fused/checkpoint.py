@@ -208,7 +208,7 @@ def _read_state(
             dropped |= set(entry) - {WINDOW_START} - used
             label = parameter_label(group, index)
             if used:
-                state[parameter] = _read_kept(parameter, entry, label, direction, storage)
+                state[parameter] = _read_entry(parameter, entry, label, direction, storage)
             if WINDOW_START in entry:
                 start = _of_its_shape(parameter, entry, WINDOW_START, label)
                 dtype = torch.float32 if storage.masters else None
@@ -239,7 +239,7 @@ def _of_its_shape(parameter: Tensor, entry: Mapping[str, Any], name: str, label:
     return spread_like(parameter, value)
 
 
-def _read_kept(
+def _read_entry(
     parameter: Tensor, entry: Mapping[str, Any], label: str, direction: Direction, storage: Storage
 ) -> dict[str, Any]:
     """Return the count, the moments and, where there is one, the master."""

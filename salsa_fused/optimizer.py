@@ -409,7 +409,7 @@ class FusedSaLSa(Checkpoints, Searching):
     @property
     def _nothing_to_apply(self) -> bool:
         """Whether a step changes nothing, as the one that torch's distributed checkpoints take."""
-        kept = self._formats.master_weights or direction_of(self.param_groups[0]).moments
+        kept = direction_of(self.param_groups[0]).moments or self._formats.master_weights
         return not kept and not largest_lr(self.param_groups) > 0.0
 
     def _parameters(self) -> list[Tensor]:

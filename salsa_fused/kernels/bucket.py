@@ -18,17 +18,26 @@ from torch import Tensor
 
 from . import columns
 from .backend import Backend
+from .beside import Beside
 from .chunks import Selection
 from .columns import STEP, Column, State, Tensors
 from .directions import Direction, Scalars
-from .kept import Kept
 from .masters import Followers
 from .memory import readable_gradient
-from .rows import Row, lie_like
+from .rows import (
+    GRADIENT,
+    NUMBER_AT,
+    ROW_FIELDS,
+    SAVED_AT,
+    SCALARS_AT,
+    WEIGHT,
+    Row,
+    lie_like,
+)
 from .saved import Saved
 from .storage import Formats, Storage
 from .window import WindowStarts
-from .work import GRADIENT, NUMBER_AT, ROW_FIELDS, SAVED_AT, SCALARS_AT, WEIGHT, Work
+from .work import Work
 
 is_neg = Tensor.is_neg
 
@@ -53,8 +62,8 @@ class Bucket:
         self.groups: list[int] = []  # the parameter group of each row
         self.weight, self.gradient = Column("{}"), Column("the gradient of {}")
         self.storage = storage or Formats().of(dtype, direction)
-        self.kept = Kept(direction, self.storage)
-        self.moments = self.kept.columns  # and the masters, which come last
+        self.beside = Beside(direction, self.storage)
+        self.moments = self.beside.columns  # and the masters, which come last
         self.gradients: list[Tensor | None] = []  # held during a step only
         self.missing: list[bool] | None = None  # the rows without a gradient, if there are any
         self.entries: list[dict[str, Any] | None] = []  # of the optimizer's state
@@ -79,8 +88,9 @@ class Bucket:
         self._kept: dict[str, Any] = {}  # what the backend keeps from one kernel to the next
         self._elements = 0
         self._names = (STEP, *self.storage.names)
-        self._followers = Followers()
-        self.numbers: list[int] = []  # of the parameters among all of the optimizer
+        self._moment_tensors = self.beside.moments
+        self.rounds = self.storage.rounds
+        self._followers = Followers() if self.storage.masters else None
 
     def add(self, weight: Tensor, group: int, label: str, number: int = 0) -> None:
         """Add a row; ``number``: the parameter's place among all of the optimizer.
@@ -92,13 +102,12 @@ class Bucket:
         self.rows.append(row)
         self.weights.append(weight)
         self.groups.append(group)
-        self.numbers.append(number)
         self.gradients.append(None)
         self._zeros.append(0)
         self._in_one_group = self.groups[0] == self.groups[-1]  # they come in order
         for column in (self.weight, self.gradient):
             column.addresses.append(-1)  # not known
-        self.kept.add_row()
+        self.beside.add_row(number)
         self.raw_rows.extend([0] * ROW_FIELDS)
         self.raw_rows[NUMBER_AT - ROW_FIELDS] = number
         self._elements += row.size
@@ -121,9 +130,9 @@ class Bucket:
                 return False
             if not same_entries or len(self.entries) != len(self.weights):
                 self.entries = [state.get(weight) for weight in self.weights]
-            self._take_kept()
-        if self.kept.masters is not None:
-            self._followers.follow(self.weights, self.kept.masters, self.weight.addresses)
+            self._take_beside()
+        if self._followers is not None:
+            self._followers.follow(self.weights, self.precise, self.weight.addresses)
         self._key_scalars()
         if self._cut_for != self.rows_version:
             self._cut_anew()
@@ -131,11 +140,11 @@ class Bucket:
 
     def _take_only_gradients(self, gradients: list[Tensor | None]) -> bool:
         """Read the gradients if that is all that moved since the step before; else return False."""
-        if not self.kept.current or self.gradient.layouts is None:
+        if not self.beside.current or self.gradient.layouts is None:
             return False
-        seen: list[Any] = [(c.tensors, c.layouts, c.addresses) for c in self.moments]
-        seen.append((self.weights, self.weight.layouts, self.weight.addresses))
-        if not columns.look.unchanged(seen):
+        moments = [(c.tensors, c.layouts, c.addresses) for c in self.moments]
+        weights = self.weights, self.weight.layouts, self.weight.addresses
+        if not columns.look.unchanged([*moments, weights]):
             return False
         found = array("q", bytes(8 * len(gradients)))
         if not columns.look.addresses_in(gradients, self.gradient.layouts, found):
@@ -150,7 +159,7 @@ class Bucket:
         """Read the one count of all entries; return False where they may differ."""
         t: int | None = 0
         if self.moments:
-            t = columns.look.common_step(self.entries, self.kept.tensors, self._names)
+            t = columns.look.common_step(self.entries, self.beside.tensors, self._names)
         if t is None:
             return False
         self.steps = t
@@ -168,7 +177,7 @@ class Bucket:
                 "the closure replaced a weight by one of another shape, dtype, device or memory "
                 "order between the first evaluation and a trial"
             )
-        if not self._kept_stay():
+        if not self._beside_stays():
             raise RuntimeError(
                 "the closure moved, resized or freed the optimizer's state between the first "
                 "evaluation and a trial"
@@ -238,42 +247,41 @@ class Bucket:
     @property
     def precise(self) -> list[Any]:
         """The weights as steps have them before they are rounded: masters, where there are any."""
-        return self.weights if self.kept.masters is None else self.kept.masters
+        return self.weights if self.beside.masters is None else self.beside.masters
 
-    def _take_kept(self) -> None:
-        kept = self.kept
-        found = [list(tensors) for tensors in kept.tensors]
+    def _take_beside(self) -> None:
+        beside = self.beside
+        found = [list(tensors) for tensors in beside.tensors]
         same = self._take_common_step()
         if not same:
-            self.steps, found = kept.found_in(self.entries, self.gradients)
-            same = kept.are(found, self.entries, self.gradients)
-        kept.current = same and self._kept_stay()
-        if not kept.current:
+            self.steps, found = beside.found_in(self.entries, self.gradients)
+            same = beside.are(found, self.entries, self.gradients)
+        beside.current = same and self._beside_stays()
+        if not beside.current:
             self._lines = None
-            kept.replace(found, self.rows, self.weights, self.gradients, self.entries)
-            for column, field in zip(kept.columns, kept.fields):
+            beside.replace(found, self.rows, self.weights, self.gradients, self.entries)
+            for column, field in zip(beside.columns, beside.fields):
                 self._set_column(field, column.addresses)
         elif self._lines is None:
-            tensors = chain(self.weights, self.gradients, *kept.tensors)
+            tensors = chain(self.weights, self.gradients, *beside.tensors)
             self._lines = columns.lines_of(tensors, self.entries)
 
-    def _kept_stay(self) -> bool:
+    def _beside_stays(self) -> bool:
         """Tell whether they lie as they did: `share_memory_()` and `.data =` move a tensor."""
         return all(column.lies_as_before() for column in self.moments)
 
     def commit(self, state: State) -> None:
         """Enter this step's moments, masters and counts into the optimizer's state."""
-        kept = self.kept
-        if not kept.columns:
+        if not self.moments:
             return
-        if kept.masters is not None:
+        if self._followers is not None:
             self._followers.note(self.weights, self.weight.addresses)
-        if kept.current and self.missing is None and len(self.scalar_keys) == 1:
+        if self.beside.current and self.missing is None and len(self.scalar_keys) == 1:
             columns.look.set_in_all(self.entries, STEP, self.scalar_keys[0][1])
             return
         # one object for all equal counts: the next step finds them in one place
         counts = [self.scalar_keys[index][1] for index in self.scalars_of]
-        kept.enter(state, self.weights, self.gradients, self.entries, counts)
+        self.beside.enter(state, self.weights, self.gradients, self.entries, counts)
 
     # -- scalars and chunks -------------------------------------------------------------------
 
@@ -307,7 +315,7 @@ class Bucket:
         if not vector:
             return known or [False] * len(self.rows)
         # gradients move in every step; moments that have not moved are as they were cut
-        moments = [] if self.kept.current and known and all(known) else self.moments
+        moments = [] if self.beside.current and known and all(known) else self.moments
         addresses = [column.addresses for column in (self.weight, self.gradient, *moments)]
         if reduce(or_, chain.from_iterable(addresses)) % vector == 0:  # mostly
             return [True] * len(self.rows)
@@ -342,15 +350,13 @@ class Bucket:
             stepped = [self.weights[row] for row in self.stepped_rows(unit, others=others)]
         return Work(
             self.direction,
-            self.storage,
+            self.beside,
             self.device,
             self.dtype,
             self._elements,
             self.weights,
             self.gradients,
-            self.kept.moments,
-            self.kept.masters,
-            self.numbers,
+            self._moment_tensors,
             stepped,
             self.raw_rows,
             self.rows_version,
@@ -371,7 +377,7 @@ class Bucket:
     def make_room(self, unit: int | None) -> None:
         """Take memory for the weights that a search moves: none without a gradient in this step."""
         self.unit = unit
-        rows, masters = self.stepped_rows(unit), self.kept.masters
+        rows, masters = self.stepped_rows(unit), self.beside.masters
         self.saved = Saved(self.rows, rows, self.dtype, self.device, masters)
         self._set_column(SAVED_AT, self.saved.starts)
         self._cut_for = self.rows_version  # the chunks are the same wherever these places are
@@ -390,8 +396,8 @@ class Bucket:
         A search of one unit has saved that unit's weights only: the others' are written in place.
         ``already_written``: the trial left the searched rows at their final values; skip them.
         """
-        unit = self.unit
-        searched = self.work(unit, saved=self.saved if self.moved else None)
+        unit, saved = self.unit, self.saved
+        searched = self.work(unit, saved=saved if saved is not None and saved.filled else None)
         writes = [] if already_written else [self.backend.step(searched)]
         if unit is not None:
             rest = self.work(unit, others=True)
@@ -419,15 +425,16 @@ class Bucket:
         """Make ready where a window begins; ``newcomers_only``: of rows whose first step it is."""
         rows = self.stepped_rows()
         if newcomers_only:
-            rows = [row for row in rows if row in self.kept.new]
-        saved = self.saved if self.moved and self.kept.masters is None else None
+            rows = [row for row in rows if row in self.beside.new]
+        saved = self.saved if self.moved and self.beside.masters is None else None
         self.window.prepare(state, self.weights, self.precise, rows, saved)
 
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor what no step has written."""
         self.saved = self.skip = self.ratios = self.unit = None
-        if self.window.tensors or self.window.new:
-            self.window.release()
+        window = self.window
+        if window.tensors or window.new:
+            window.release()
         self.gradients = [None] * len(self.weights)
-        if self.kept.new:
-            self.kept.release()
+        if self.beside.new:
+            self.beside.release()

@@ -163,7 +163,7 @@ class Kernels:
         ``step_size``: one for all, or one for each group.  ``skip``: one fp32 number on a device,
         for what the host does not know yet: not 0, and nothing is written.
         """
-        searched = True in [bucket.moved for bucket in self.buckets]
+        searched = [bucket for bucket in self.buckets if bucket.saved is not None]
         tried = [bucket.scalars for bucket in self.buckets] if searched else []
         self._set_scalars(groups, step_size, trial=False)
         if self._direction.scaled_by_ratios:
@@ -197,7 +197,7 @@ class Kernels:
             storage = self.formats.of(weight.dtype, self._direction)
             if weight.grad is not None and storage.names:
                 entry = own.setdefault(weight, {})
-                enter(entry, {STEP: entry.get(STEP, 0) + 1, **storage.beside(weight, entry)})
+                enter(entry, {STEP: entry.get(STEP, 0) + 1, **storage.tensors_for(weight, entry)})
         if self.shards is not None:
             self.shards.enter(state, self._common_count())
 
@@ -251,7 +251,7 @@ class Kernels:
         ``newcomers_only``: of weights whose first step this is, so that a state is complete from
         its first step on, as checkpoints expect it.  Return whether there is anything to enter.
         """
-        found = [b for b in self.buckets if b.kept.new] if newcomers_only else self.buckets
+        found = [b for b in self.buckets if b.beside.new] if newcomers_only else self.buckets
         own = state if self.shards is None else self.shards.state
         if found:
             with torch.no_grad():
@@ -280,7 +280,7 @@ class Kernels:
         None where counts differ, or a parameter has no gradient, or moments are new.
         """
         assert self.shards is not None
-        if not all(bucket.kept.current and not bucket.missing for bucket in self.buckets):
+        if not all(bucket.beside.current and not bucket.missing for bucket in self.buckets):
             return None
         counts: set[Any] = {t for bucket in self.buckets for _, t in bucket.scalar_keys}
         counts |= {self.shards.state.get(weight, {}).get(STEP) for weight in self._empty}
@@ -370,15 +370,16 @@ class Kernels:
         sizes = step_size if isinstance(step_size, list) else [step_size] * len(groups)
         sign = -1.0 if groups[0]["maximize"] else 1.0
         for bucket in self.buckets:
-            bucket.scalars = []
+            all_made: list[Scalars] = []
             for index, t in bucket.scalar_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 size = sizes[index] * (relative if trial else factors[index])
                 facts = StepFacts(index, groups[index], t, size, relative, trial, sign)
-                bucket.scalars.append(self._direction.scalars(facts))
-            if bucket.storage.code > 1:  # moments that are rounded at random
-                keyed = zip(bucket.scalars, bucket.scalar_keys)
-                bucket.scalars = [made._replace(t=float(t)) for made, (_, t) in keyed]
+                all_made.append(self._direction.scalars(facts))
+            if bucket.rounds:
+                keyed = zip(all_made, bucket.scalar_keys)
+                all_made = [made._replace(t=float(t)) for made, (_, t) in keyed]
+            bucket.scalars = all_made
 
     def _take_ratios(self, groups: Groups) -> None:
         """Compute LAMB's ratios, once in a step: at the weights before it."""
@@ -435,7 +436,7 @@ def _stands_at_the_step(bucket: Bucket, tried: list[Scalars]) -> bool:
     return (
         bucket.direction.trial_is_step
         and bucket.moved
-        and bucket.kept.masters is None  # which trials leave alone
+        and bucket.beside.masters is None  # which trials leave alone
         and all(
             now == then
             for (group, _), now, then in zip(bucket.scalar_keys, bucket.scalars, tried)

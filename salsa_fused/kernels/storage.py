@@ -43,7 +43,7 @@ class Storage(NamedTuple):
         """Whether a moment is rounded at random."""
         return self.code > 1
 
-    def beside(self, weight: Tensor, entry: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    def tensors_for(self, weight: Tensor, entry: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return all these tensors for a weight, by name and sorted as torch has them.
 
         ``entry``: what there is of them.  Each is that very tensor where it lies so already.
@@ -51,9 +51,8 @@ class Storage(NamedTuple):
         Raises:
             RuntimeError: one has another shape than the weight.
         """
-        found = entry or {}
         pairs = sorted(zip(self.names, self.dtypes))
-        return {name: tensor_beside(weight, name, dtype, found.get(name)) for name, dtype in pairs}
+        return {name: tensor_beside(weight, name, dtype, entry.get(name)) for name, dtype in pairs}
 
 
 def tensor_beside(weight: Tensor, name: str, dtype: torch.dtype, value: Tensor | None) -> Tensor:

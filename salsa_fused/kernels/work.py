@@ -1,8 +1,8 @@
 """What a backend is given: the rows of one bucket as one kernel goes over them, frozen.
 
 ``rows`` and ``chunks.raw`` are addresses and sizes as int64, for kernels in C++ or on a device: a
-row is ``ROW_FIELDS`` words, laid out as ``Row`` in ``csrc/rows.h``.  A row's gradient address is 0
-in a step in which it has no gradient, and no kernel touches it then.
+row is ``ROW_FIELDS`` words (rows.py), laid out as ``Row`` in ``csrc/rows.h``.  A row's gradient
+address is 0 in a step in which it has no gradient, and no kernel touches it then.
 """
 
 from __future__ import annotations
@@ -13,35 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunks import CHUNK_FIELDS as CHUNK_FIELDS
-from .chunks import Chunks
+from .beside import Beside
+from .chunks import CHUNK_FIELDS, Chunks
 from .directions import Direction, Scalars
 from .saved import Saved
-from .storage import Storage
 from .window import WindowStarts
-
-MOST_MOMENTS = 3  # of any direction
-WEIGHT, GRADIENT, MOMENTS = 0, 1, 2  # where the fields of a row stand
-SAVED_AT = MOMENTS + MOST_MOMENTS
-SCALARS_AT = SAVED_AT + 1
-MASTER_AT = SCALARS_AT + 1
-NUMBER_AT = MASTER_AT + 1
-ROW_FIELDS = NUMBER_AT + 1
 
 
 class Work(NamedTuple):
     """Tensors, addresses and numbers for one kernel.  Lists have an entry for every row."""
 
     direction: Direction
-    storage: Storage  # of moments and masters
+    beside: Beside  # moments and masters, and how they are stored
     device: torch.device
     dtype: torch.dtype  # of weights, gradients and saved weights
     elements: int  # of all rows
     weights: list[Tensor]
     gradients: list[Tensor | None]
     moments: list[list[Tensor | None]]  # a list for each of the direction's moments
-    masters: list[Tensor | None] | None  # of all weights, which are these, rounded; or of none
-    numbers: list[int]  # of the parameters among all of the optimizer
     stepped: list[Tensor]  # the weights that the kernel goes over and that have a gradient
     rows: array[int]
     rows_version: int  # counts the changes of `rows`

@@ -33,8 +33,8 @@ from salsa_fused.kernels import Kernels, direction_of
 from salsa_fused.kernels.bucket import Bucket
 from salsa_fused.kernels.directions import Scalars
 from salsa_fused.kernels.memory import is_dense, overlaps_itself
+from salsa_fused.kernels.rows import ROW_FIELDS
 from salsa_fused.kernels.saved import Saved
-from salsa_fused.kernels.work import ROW_FIELDS
 
 CSRC = Path(__file__).parent.parent.parent / "csrc"
 

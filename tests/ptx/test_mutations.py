@@ -317,9 +317,6 @@ CUDA: dict[str, Change] = {
     "a flag that is not a number": (
         "cuda_kernels.cu", "!(*launch.skip == 0.0f)", "*launch.skip > 0.0f", skipped,
     ),
-    "bits of another chunk": (
-        "cuda_mixed.h", "(p.span.start + i + j)", "(i + j)", stored_otherwise,
-    ),
     "masters that stay": (
         "cuda_mixed.h", "if (kMoves == Moves::step &&", "if (false &&", stored_otherwise,
     ),

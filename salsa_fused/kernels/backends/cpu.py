@@ -97,7 +97,7 @@ def _ready(kernel: str, work: Work, *arguments: float, writes: bool = True) -> C
         torch.get_num_threads(),
         CODES[work.direction.arithmetic],
         0 if work.ratios is None else work.ratios.data_ptr(),
-        work.storage.code,
+        work.beside.code,
     )
     run = partial(getattr(compiled.module, kernel), launch, *arguments)
     return partial(_run, run, work, writes=writes)

@@ -138,7 +138,7 @@ def _ready(
         stream or 0,
         CODES[work.direction.arithmetic],
         0 if work.ratios is None else work.ratios.data_ptr(),
-        work.storage.code,
+        work.beside.code,
     )
     run = partial(getattr(module, kernel), launch, *arguments)
     return partial(_run, run, work, (rows, chunks, scalars), writes=writes)

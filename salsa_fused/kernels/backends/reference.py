@@ -39,7 +39,7 @@ class ReferenceBackend:
     def first_trial(self, work: Work) -> Tensor:
         assert work.saved is not None
         slope = torch.zeros((), dtype=_widest(work.device), device=work.device)
-        if work.masters is None:
+        if work.beside.masters is None:
             for number in work.rows_with_gradient():
                 work.saved.view(number).copy_(work.weights[number])
         work.saved.filled = True
@@ -82,7 +82,7 @@ class ReferenceBackend:
     def alignment(self, work: Work) -> Tensor:
         dtype = compute_dtype(work.dtype)
         total = torch.zeros((), dtype=_widest(work.device), device=work.device)
-        precise: list[Any] = work.weights if work.masters is None else work.masters
+        precise: list[Any] = work.weights if work.beside.masters is None else work.beside.masters
         for weight, g, start in zip(precise, work.gradients, work.window.tensors):
             if g is not None and start is not None:
                 back = start.to(dtype).sub(weight.detach().to(dtype))
@@ -130,9 +130,9 @@ class _Row(NamedTuple):
 
     def rounded(self, moments: list[Tensor], work: Work) -> list[Tensor]:
         """Return the moments as they are stored, the bf16 ones rounded at random."""
-        if not work.storage.rounds:
+        if not work.beside.storage.rounds:
             return moments
-        key = key_of(work.numbers[self.number], self.c.t)
+        key = key_of(work.beside.numbers[self.number], self.c.t)
         return [
             rounded_at_random(new, random_bits(old, key), k) if old.dtype != new.dtype else new
             for k, (old, new) in enumerate(zip(self.stored, moments))
@@ -147,7 +147,7 @@ def _rows(work: Work) -> Iterator[_Row]:
         scalars = [Scalars(*[ctypes.c_float(x).value for x in one]) for one in scalars]
     for number in work.rows_with_gradient():
         gradient, weight = work.gradients[number], work.weights[number]
-        master = None if work.masters is None else work.masters[number]
+        master = None if work.beside.masters is None else work.beside.masters[number]
         found = [of_all[number] for of_all in work.moments]
         stored = [moment for moment in found if moment is not None]
         assert gradient is not None

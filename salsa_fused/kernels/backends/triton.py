@@ -105,7 +105,7 @@ def _ready(
     """
     kernel, device = getattr(_kernels(), name), work.device
     direction: str | None = work.direction.arithmetic
-    formats = work.storage.code
+    formats = work.beside.code
     if not with_scalars:  # one kernel for all directions, which reads no moment
         direction, formats = None, formats & 1
     constants = _constants(work.dtype, direction, formats)

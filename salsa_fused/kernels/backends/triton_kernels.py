@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import work
+from .. import chunks as chunk_layout
+from .. import rows as row_layout
 from .triton_directions import (
     SCALAR_FIELDS,
     SIZE,
@@ -29,15 +30,15 @@ from .triton_directions import (
 )
 from .triton_rounding import key_of, random_bits, store, store_at_random
 
-WEIGHT = tl.constexpr(work.WEIGHT)
-GRADIENT = tl.constexpr(work.GRADIENT)
-MOMENTS = tl.constexpr(work.MOMENTS)
-SAVED_AT = tl.constexpr(work.SAVED_AT)
-SCALARS_AT = tl.constexpr(work.SCALARS_AT)
-MASTER_AT = tl.constexpr(work.MASTER_AT)
-NUMBER_AT = tl.constexpr(work.NUMBER_AT)
-ROW_FIELDS = tl.constexpr(work.ROW_FIELDS)
-CHUNK_FIELDS = tl.constexpr(work.CHUNK_FIELDS)
+WEIGHT = tl.constexpr(row_layout.WEIGHT)
+GRADIENT = tl.constexpr(row_layout.GRADIENT)
+MOMENTS = tl.constexpr(row_layout.MOMENTS)
+SAVED_AT = tl.constexpr(row_layout.SAVED_AT)
+SCALARS_AT = tl.constexpr(row_layout.SCALARS_AT)
+MASTER_AT = tl.constexpr(row_layout.MASTER_AT)
+NUMBER_AT = tl.constexpr(row_layout.NUMBER_AT)
+ROW_FIELDS = tl.constexpr(row_layout.ROW_FIELDS)
+CHUNK_FIELDS = tl.constexpr(chunk_layout.CHUNK_FIELDS)
 
 SINGLES = tl.constexpr(2)  # elements a thread holds of an unaligned chunk: more cost registers
 

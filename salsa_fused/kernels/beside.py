@@ -15,19 +15,19 @@ from torch import Tensor
 from . import columns
 from .columns import STEP, Column, State, enter
 from .directions import Direction
-from .rows import Row
+from .rows import MASTER_AT, MOMENTS, Row
 from .storage import MASTER, Storage, tensor_beside
-from .work import MASTER_AT, MOMENTS
 
 Entries = Sequence[dict[str, Any] | None]
 Gradients = Sequence[Tensor | None]
 
 
-class Kept:
+class Beside:
     """The columns, and which of their tensors the state has."""
 
     def __init__(self, direction: Direction, storage: Storage) -> None:
-        self.storage = storage
+        self.storage, self.code = storage, storage.code
+        self.numbers: list[int] = []  # of the rows' parameters, among all of the optimizer
         self.columns = [Column(f"`{name}` of {{}}") for name in storage.names]
         self.tensors = [column.tensors for column in self.columns]
         n_moments = len(direction.moments)
@@ -37,7 +37,8 @@ class Kept:
         self.new: set[int] = set()  # rows with moments that no step has written yet
         self.current = False  # the state's entries hold these very tensors
 
-    def add_row(self) -> None:
+    def add_row(self, number: int) -> None:
+        self.numbers.append(number)
         for column in self.columns:
             column.addresses.append(-1)  # not known
             column.tensors.append(None)
