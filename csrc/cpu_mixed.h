@@ -6,6 +6,8 @@
 namespace salsa::cpu {
 namespace {
 
+constexpr int kPart = 256;  // elements of a block: all that is widened of them takes 7 KB
+
 SALSA_CLONES void widen(const bf16* from, float* to, int n) {
     for (int i = 0; i < n; ++i) to[i] = load(from[i]);
 }
@@ -67,10 +69,10 @@ void for_each_mixed_block(const Launch& launch, const Kernel& kernel) {
     by_direction(launch.direction, [&](auto direction) {
         constexpr int kMoments = decltype(direction)::kMoments;
         for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
-            float weights[kBlock], befores[kBlock], gradients[kBlock], moments[kMostMoments][kBlock];
+            float weights[kPart], befores[kPart], gradients[kPart], moments[kMostMoments][kPart];
             const Scalars c = scalars_of(launch.scalars, row, launch.ratios, span.row);
-            for (std::int64_t base = 0; base < span.size; base += kBlock) {
-                const int n = block_size<kBlock>(span.size - base);
+            for (std::int64_t base = 0; base < span.size; base += kPart) {
+                const int n = block_size<kPart>(span.size - base);
                 const std::int64_t i = span.start + base;
                 const Place weight(launch.dtype, row.weight, i);
                 const Place in_saved(launch.dtype, saved, row.saved + i);
@@ -105,7 +107,7 @@ void for_each_mixed_block(const Launch& launch, const Kernel& kernel) {
                 if constexpr (kUse != Use::norms) weight.write(p.w, n);
                 if constexpr (kUse == Use::step && kMoments > 0) {
                     if (formats.code < 2) continue;  // no moment is in bf16
-                    std::uint32_t random[kBlock];
+                    std::uint32_t random[kPart];
                     draw(key_of(row.number, c.t), static_cast<std::uint32_t>(i), random, n);
                     for (int j = 0; j < kMoments; ++j) {
                         const Place moment(formats.of_moment(j), row.moments[j], i);
@@ -153,9 +155,9 @@ void mixed_norms(const Launch& launch, double* partials) {
 void mixed_alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
     for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
         if (starts[span.row] == 0) return;
-        float gradients[kBlock];
-        for (std::int64_t base = 0; base < span.size; base += kBlock) {
-            const int n = block_size<kBlock>(span.size - base);
+        float gradients[kPart];
+        for (std::int64_t base = 0; base < span.size; base += kPart) {
+            const int n = block_size<kPart>(span.size - base);
             const std::int64_t i = span.start + base;
             const float* g = Place(launch.dtype, row.gradient, i).read(gradients, n);
             partials[k] += alignment_chunk(reinterpret_cast<const float*>(row.master) + i, g,

@@ -259,6 +259,7 @@ class Bucket:
         beside.current = same and self._beside_stays()
         if not beside.current:
             self._lines = None
+            self._followers = Followers() if beside.masters is not None else None  # compare anew
             beside.replace(found, self.rows, self.weights, self.gradients, self.entries)
             for column, field in zip(beside.columns, beside.fields):
                 self._set_column(field, column.addresses)
@@ -407,7 +408,10 @@ class Bucket:
 
     def restore(self) -> list[str]:
         """Put the saved weights back; return the labels of those that could not be."""
-        return [] if self.saved is None else self.saved.put_back(self.weights)
+        lost = [] if self.saved is None else self.saved.put_back(self.weights)
+        if self._followers is not None and not lost:
+            self._followers.note(self.weights, self.weight.addresses)
+        return lost
 
     def stands_still(self) -> bool:
         """Return whether the trial's weights are those before the search, all of them."""

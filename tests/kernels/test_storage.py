@@ -48,6 +48,17 @@ def test_bits(dtype, formats, direction):
     assert_same_run(along(direction, make), formats=FORMATS[formats])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@with_all_formats
+@pytest.mark.parametrize("backend", ["triton", "native"])
+def test_bits_on_a_gpu(backend, formats):
+    def make():
+        weights = make_weights(SIZES, BF16, missing={1})
+        return weights, None, make_state(weights[:3])
+
+    assert_same_run(make, (backend, "native"), "cuda", formats=formats)
+
+
 @given(
     model=models(),
     direction=st.sampled_from(DIRECTIONS),
@@ -185,6 +196,21 @@ def test_a_master_follows_what_somebody_else_writes(write, backend):
     assert torch.equal(master[1::2], before[0][1::2])
     assert torch.equal(state[other]["master_param"], before[1])
     kernels.release()
+
+
+@on_both
+def test_a_master_follows_a_weight_that_had_no_gradient_meanwhile(backend):
+    """Kernels that did not know its master then compare it when they do."""
+    weights, groups, state = in_bf16()
+    step(Kernels(backend, formats=Formats(True)), groups, state)
+    changed, gradient = weights[0], weights[0].grad
+    kernels, changed.grad = Kernels(backend, formats=Formats(True)), None
+    step(kernels, groups, state)
+    changed.fill_(7.0)
+    step(kernels, groups, state)
+    changed.grad = gradient
+    step(kernels, groups, state, 1e-6)
+    assert torch.allclose(state[changed]["master_param"], torch.full_like(gradient.float(), 7.0))
 
 
 def test_masters_are_not_compared_with_weights_in_every_step(monkeypatch):

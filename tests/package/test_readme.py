@@ -40,13 +40,26 @@ def no_warnings():
 
 def test_every_block_is_tested():
     """Here, and in tests/integrations."""
-    assert len(BLOCKS) == 11
+    assert len(BLOCKS) == 12
 
 
 def test_swap_it_in(names):
     exec(block_with("loss = optimizer.step(closure)  # zero_grad"), names)
     assert names["optimizer"].metrics()["steps"] == 40
     assert names["loss"] < 3.0
+
+
+def test_16_bit_weights(names):
+    names["FusedSaLSa"] = FusedSaLSa
+    exec(block_with("master_weights=True"), names)
+    (inputs, targets), optimizer = names["loader"][0], names["optimizer"]
+    outputs = lambda: names["model"](inputs.bfloat16()).float()  # noqa: E731
+    optimizer.step(lambda: names["loss_function"](outputs(), targets))
+    dtypes = {
+        name: x.dtype for name, x in next(iter(optimizer.state.values())).items() if name != "step"
+    }
+    assert dtypes.pop("master_param") == dtypes.pop("window_start") == torch.float32
+    assert dtypes == {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16}
 
 
 def test_outputs(names):
