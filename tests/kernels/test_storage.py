@@ -273,6 +273,24 @@ def test_what_is_no_finite_number_is_kept():
         assert torch.equal(rounded[:2], x[:2]) and same_bits(rounded[4:6], x[4:6])
 
 
+@on_both
+def test_equal_parameters_are_not_rounded_alike(backend):
+    """Their place among all parameters counts, whatever their bucket and their group."""
+    runs = []
+    for others in ([], [torch.ones(3, dtype=torch.float16)]):  # one more bucket
+        weights = [torch.ones(1000) for _ in range(3)]
+        for weight in (*weights, *others):
+            weight.grad = torch.full_like(weight, 0.3)
+        first, *rest = weights
+        groups = [{**GROUP, "params": [first]}, {**GROUP, "params": [*rest, *others]}]
+        state = {}
+        step(Kernels(backend, formats=FORMATS["moments"]), groups, state)
+        runs.append([state[weight]["exp_avg_sq"] for weight in weights])
+    assert all(map(same_bits, *runs))
+    a, b, c = runs[0]
+    assert not (torch.equal(a, b) or torch.equal(b, c) or torch.equal(a, c))
+
+
 def test_exp_avg_sq_follows_gradients_that_become_smaller():
     """From 1, with squares of 0.01: to nearest it would be 1 for ever."""
     weight = torch.zeros(256)
