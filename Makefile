@@ -83,6 +83,7 @@ sanitize: $(VENV)/.installed
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(abspath $(BIN))/python -m pytest -q --capture=sys -m "not slow" \
 	  tests/kernels/test_kernels.py tests/kernels/test_formulas.py tests/optimizer/test_changes.py \
+	  tests/kernels/test_storage.py tests/optimizer/test_masters.py \
 	  tests/kernels/test_watch.py tests/search/test_trajectories.py \
 	  tests/ptx/test_bits.py tests/ptx/test_far.py tests/ptx/test_runs.py
 

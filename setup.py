@@ -24,18 +24,19 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("directions", "rows", "storage", "sums")
+HEADERS = ("directions", "formats", "rows", "storage", "sums")
 SHARED = [f"csrc/{name}.h" for name in HEADERS]
 CPU = Extension(
     "salsa_fused._native",
     ["csrc/columns.cpp", "csrc/cpu_kernels.cpp", "csrc/module.cpp"],
-    depends=["csrc/cpu_kernels.h", "csrc/dlpack.h", "csrc/halves.h", *SHARED],
+    depends=[f"csrc/{name}.h" for name in ("cpu_kernels", "cpu_mixed", "dlpack", "halves")]
+    + SHARED,
     optional=True,
 )
 CUDA = Extension(
     "salsa_fused._native_cuda",
     ["csrc/cuda_kernels.cu", "csrc/cuda_module.cpp"],
-    depends=["csrc/cuda_kernels.h", *SHARED],
+    depends=["csrc/cuda_kernels.h", "csrc/cuda_mixed.h", *SHARED],
     optional=True,
 )
 

@@ -34,13 +34,13 @@ from bench.tables import by_case
 from bench.training import Loop, Run
 
 T = TypeVar("T")
-FUSED = "AdamW, fused"  # what the ratios are taken to
-OURS = "FusedSaLSa"
+FUSED, OURS = "AdamW, fused", "FusedSaLSa"  # the ratios are to the first
 WARM_UP = 20  # steps of an optimizer that searches: it looks for the order of magnitude first
 BLOCK = 10  # steps in a round of an optimizer that searches: its longest period
 FEW = 3  # of the others
 SETTLED = 4  # steps after which memory has reached its peak
-PLAIN, AT_ONCE, REJECTED = "a plain step", "a search accepted at once", "a search with rejections"
+KINDS = ("a plain step", "a search accepted at once", "a search with rejections")
+PLAIN, AT_ONCE, REJECTED = KINDS
 
 
 def compiled_adamw() -> Method:
@@ -49,8 +49,7 @@ def compiled_adamw() -> Method:
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
         torch._dynamo.reset()  # it keeps the tensors of what it compiled before
-        # it warns of profilers that it leaves out
-        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # that profilers are left out
         optimizer = method.build(model)
         optimizer.step = torch.compile(optimizer.step)  # type: ignore[assignment]
         return optimizer
@@ -58,24 +57,29 @@ def compiled_adamw() -> Method:
     return replace(method, build=build)
 
 
+def in_bf16(method: Method) -> Method:
+    return replace(method, build=lambda model: method.build(model.bfloat16()))
+
+
 METHODS = (
-    adamw(FUSED, fused=True),
-    adamw("AdamW, foreach", foreach=True),
-    compiled_adamw(),
-    fused_salsa(OURS),
-    AUTHORS_SALSA,
-    PRODIGY,
-    SCHEDULE_FREE,
-)
-MEMORY_METHODS = (*METHODS, D_ADAPTATION)
+    adamw(FUSED, fused=True), adamw("AdamW, foreach", foreach=True), compiled_adamw(),
+    fused_salsa(OURS), AUTHORS_SALSA, PRODIGY, SCHEDULE_FREE,
+)  # fmt: skip
+HALVES: dict[str, Any] = {"exp_avg_dtype": torch.bfloat16, "exp_avg_sq_dtype": torch.bfloat16}
+MASTERS = partial(fused_salsa, master_weights=True, look_back=False)
+MEMORY_METHODS = (
+    *METHODS, D_ADAPTATION, fused_salsa(f"{OURS}, look_back=False", look_back=False),
+    in_bf16(adamw("bf16: AdamW, fused", fused=True)),
+    in_bf16(MASTERS("bf16: masters, look_back=False")),
+    in_bf16(MASTERS("bf16: masters, bf16 moments, look_back=False", **HALVES)),
+)  # fmt: skip
 
 
 # --- the workloads: to add one, name it in ON_CPU or ON_GPU ---------------------------------------
 
 # The data can be learnt, so that searches find what they find in training: plays, reviews with a
 # word in seven masked, and images with their class's pattern.
-IGNORED = -100  # the target of a token that is not to be predicted: cross_entropy's own
-MASK = 103  # BERT's token
+IGNORED, MASK = -100, 103  # the target of a token that is not to be predicted; BERT's own token
 CLASSES = 1000
 
 
@@ -144,8 +148,9 @@ ON_GPU = (
 
 def loss_of(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
     """Cross entropy in fp32; on a GPU the forward runs in bf16 autocast."""
+    inputs, weight = batch.inputs, next(model.parameters())
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(batch.inputs)
+        logits = model(inputs.to(weight.dtype) if inputs.is_floating_point() else inputs)
     return nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten())
 
 
@@ -162,7 +167,7 @@ class Figures(NamedTuple):
     """What is measured of one optimizer on one model."""
 
     peak: int  # bytes
-    state: float  # bytes a parameter
+    held: float  # by weights, gradients and state: bytes a parameter
     rounds: list[list[Step]]
 
     @property
@@ -204,9 +209,10 @@ def settled(workload: Workload, method: Method, device: torch.device) -> tuple[S
         return stepper
 
     stepper, peak = with_peak_memory(make, device)
-    state = tree_leaves(list(stepper.loop.optimizer.state.values()))
-    taken = sum(one.nbytes for one in state if isinstance(one, Tensor))
-    return stepper, Figures(peak, taken / parameter_count(stepper.model), [])
+    weights = [(weight, weight.grad) for weight in stepper.model.parameters()]
+    tensors = tree_leaves([weights, list(stepper.loop.optimizer.state.values())])
+    held = sum(one.nbytes for one in tensors if isinstance(one, Tensor))
+    return stepper, Figures(peak, held / parameter_count(stepper.model), [])
 
 
 def with_peak_memory(make: Callable[[], T], device: torch.device) -> tuple[T, int]:
@@ -260,11 +266,9 @@ def rows_of(bench: str, case: str, found: dict[str, Figures]) -> list[Row]:
             ("to_fused", "1"): ratios(times or [one.peak], fused),
             ("extra_forwards", "per step"): extra,
             ("peak_memory", "MB"): [one.peak / 1e6],
-            ("state", "bytes a parameter"): [one.state],
+            ("held", "bytes a parameter"): [one.held],
         })  # fmt: skip
-        kinds: dict[str, list[float]] = {PLAIN: [], AT_ONCE: [], REJECTED: []}
-        for step in steps:
-            kinds[step.kind].append(step.seconds)
+        kinds = {kind: [s.seconds for s in steps if s.kind == kind] for kind in KINDS}
         for kind, seconds in kinds.items() if len(kinds[PLAIN]) < len(steps) else ():
             rows += timed_rows(bench, case, f"{name}: {kind}", {
                 ("time", "ms"): [1e3 * t for t in seconds],
@@ -291,8 +295,7 @@ def _run(
     c.check_writable(arguments.json)
     workloads = ON_GPU if device.type == "cuda" else on_cpu
     alone = device.type == "cuda" or not rounds  # there is no room for all of them side by side
-    rows: list[Row] = []
-    missing: dict[str, str] = {}
+    rows, missing = list[Row](), dict[str, str]()
     for workload in workloads:
         found: dict[str, Figures] = {}
         for group in [[one] for one in methods] if alone else [methods]:
@@ -300,7 +303,7 @@ def _run(
         rows += rows_of(bench, workload.case, found)
     if not rows:
         raise SystemExit(f"{bench}: nothing could be measured; {'; '.join(missing.values())}")
-    cases = {workload.case: workload.describe() for workload in workloads}
-    settings = {"cases": cases, "missing": missing, "peers": versions(), **more}
+    settings = {"cases": {workload.case: workload.describe() for workload in workloads},
+                "missing": missing, "peers": versions(), **more}  # fmt: skip
     measured = Results(results.environment(device), rows, settings=settings)
     return c.finish(measured, by_case(measured), arguments.json)

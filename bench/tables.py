@@ -121,7 +121,7 @@ SHOWN: dict[str, tuple[Column, ...]] = {
         Column("runs to\ntune", "tuning_runs", "{:.0f}".format, absent="0"),
     ),
     "step": (Column("ms", "time", _fewer_digits_from(100, 0), "median"), TO_FUSED, EXTRA, PEAK),
-    "memory": (PEAK, TO_FUSED, Column("state, bytes\na parameter", "state", "{:.1f}".format)),
+    "memory": (PEAK, TO_FUSED, Column("held, bytes\na parameter", "held", "{:.1f}".format)),
     "kernels": (*KERNELS, TO_ADAM),
     "gpu_kernels": (
         *KERNELS, TO_FUSED._replace(title="time to\nfused AdamW's", spread=False),

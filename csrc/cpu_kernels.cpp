@@ -308,22 +308,32 @@ void for_each_piece(const Launch& launch, const Kernel& kernel) {
 }
 
 }  // namespace
+}  // namespace salsa::cpu
+
+#include "cpu_mixed.h"  // on top of all this
+
+namespace salsa::cpu {
 
 double first_trial(const Launch& launch, double* partials) {
     std::memset(partials, 0, launch.n_chunks * sizeof(double));
-    for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
-        partials[k] = first_trial_chunk(direction, piece, launch.past_caches);
-    });
+    if (!launch.formats.plain())
+        mixed_first_trial(launch, partials);
+    else
+        for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
+            partials[k] = first_trial_chunk(direction, piece, launch.past_caches);
+        });
     return total(partials, launch.n_chunks);
 }
 
 void next_trial(const Launch& launch) {
+    if (!launch.formats.plain()) return mixed_next_trial(launch);
     for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t) {
         next_trial_chunk(direction, piece, launch.past_caches);
     });
 }
 
 void step(const Launch& launch) {
+    if (!launch.formats.plain()) return mixed_step(launch);
     for_each_piece(launch, [](auto direction, const auto& piece, std::int64_t) {
         step_chunk(direction, piece);
     });
@@ -332,9 +342,12 @@ void step(const Launch& launch) {
 void trust_ratios(const Launch& launch, double* partials, float* ratios, std::int64_t n_rows,
                   float clip) {
     std::memset(partials, 0, 2 * launch.n_chunks * sizeof(double));
-    for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
-        norms_chunk(direction, piece, partials + 2 * k);
-    });
+    if (!launch.formats.plain())
+        mixed_norms(launch, partials);
+    else
+        for_each_piece(launch, [&](auto direction, const auto& piece, std::int64_t k) {
+            norms_chunk(direction, piece, partials + 2 * k);
+        });
     std::int64_t k = 0;  // chunks are sorted by their rows
     for (std::int64_t row = 0; row < n_rows; ++row) {
         double w_squares = 0.0, u_squares = 0.0;
@@ -348,6 +361,10 @@ void trust_ratios(const Launch& launch, double* partials, float* ratios, std::in
 
 double alignment(const Launch& launch, const std::int64_t* starts, double* partials) {
     std::memset(partials, 0, launch.n_chunks * sizeof(double));
+    if (launch.formats.masters()) {
+        mixed_alignment(launch, starts, partials);
+        return total(partials, launch.n_chunks);
+    }
     by_dtype(launch.dtype, [&](auto x) {
         using T = decltype(x);
         for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "directions.h"
-#include "storage.h"
+#include "formats.h"
 
 namespace salsa::cpu {
 
@@ -18,7 +18,11 @@ struct Launch {
     int threads;
     int direction;        // its place in SALSA_DIRECTIONS
     const float* ratios;  // of LAMB's rows, or null
+    Formats formats;      // of moments and masters
 };
+
+// With masters these take their place: the kernels read them for the weights before the step, write
+// what is rounded of them to w, and leave `saved` alone; only `step` writes masters.
 
 // saved <- w, w <- first trial point.  Returns the slope -<g, d>, added up in fp64 in an order that
 // depends on the chunks alone: one partial per chunk in `partials`, then one sum over them.

@@ -27,6 +27,9 @@ __device__ __forceinline__ void read(const T* from, T (&to)[N]) {
             const uint4 bytes = reinterpret_cast<const uint4*>(from)[i];
             memcpy(reinterpret_cast<char*>(to) + 16 * i, &bytes, 16);
         }
+    } else if constexpr (N * sizeof(T) == 8) {
+        const uint2 bytes = *reinterpret_cast<const uint2*>(from);
+        memcpy(to, &bytes, 8);
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) to[i] = from[i];
@@ -43,6 +46,10 @@ __device__ __forceinline__ void write(T* to, const T (&from)[N]) {
             memcpy(&bytes, reinterpret_cast<const char*>(from) + 16 * i, 16);
             reinterpret_cast<uint4*>(to)[i] = bytes;
         }
+    } else if constexpr (N * sizeof(T) == 8) {
+        uint2 bytes;
+        memcpy(&bytes, from, 8);
+        *reinterpret_cast<uint2*>(to) = bytes;
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) to[i] = from[i];
@@ -108,10 +115,13 @@ __device__ __forceinline__ void for_each_vector(const Piece<T>& p, const Work& w
         walk(std::integral_constant<int, 1>{});
 }
 
+// What a kernel moves: at a trial weights, in a step masters, too.
+enum class Moves { nothing, trial, step };
+
 // Calls each(w, g, m) for this thread's elements, with the weight as it is stored in `from`, which it
 // may change, and the first kRead moments.  kSaves: those weights are written to `saved`; kMoves:
 // what has become of them is written to w; the first kKept moments are written.
-template <int kRead, int kKept, bool kSaves, bool kMoves, class T, class Each>
+template <int kRead, int kKept, bool kSaves, Moves kMoves, class T, class Each>
 __device__ __forceinline__ void for_each_element(const Piece<T>& p, const T* from,
                                                  const Each& each) {
     for_each_vector(p, [&](auto n, std::int64_t i) {
@@ -134,11 +144,36 @@ __device__ __forceinline__ void for_each_element(const Piece<T>& p, const T* fro
         }
 #pragma unroll
         for (int k = 0; k < kKept; ++k) write(p.moments[k] + i, moments[k]);
-        if constexpr (kMoves) write(p.w + i, ws);
+        if constexpr (kMoves != Moves::nothing) write(p.w + i, ws);
     });
 }
 
+template <int N, class T>
+__device__ __forceinline__ void read_numbers(const T* from, std::int64_t i, float (&to)[N]) {
+    T numbers[N];
+    read(from + i, numbers);
+#pragma unroll
+    for (int j = 0; j < N; ++j) to[j] = load(numbers[j]);
+}
+
+// Of a row's weights as they were, at this address.
+template <class T>
+__device__ __forceinline__ const T* start_of(const Piece<T>& p, std::int64_t address) {
+    return at<const T>(address, p.span);
+}
+
+// Stores a number as what is there is stored.
+template <class T>
+__device__ __forceinline__ void put(T& w, float x) {
+    w = Stored<T>::from(x);
+}
+
 }  // namespace
+}  // namespace salsa::cuda
+
+#include "cuda_mixed.h"  // on top of all this
+
+namespace salsa::cuda {
 
 // -- the kernels ------------------------------------------------------------------------------
 // Outside of the nameless namespace, so that every compiler gives them the same names.
@@ -149,9 +184,9 @@ __global__ void __launch_bounds__(kThreads) first_trial_kernel(Launch launch, do
     const Piece<T> p = piece_of<T>(launch);
     const Scalars c = scalars_of(launch, p);
     double sum = 0.0;
-    for_each_element<D::kTried, 0, true, true>(p, p.w, [&](T& w, float g, float* m) {
+    for_each_element<D::kTried, 0, true, Moves::trial>(p, p.w, [&](auto& w, float g, float* m) {
         const float direction = D::tried(g, m, c);
-        w = Stored<T>::from(moved(load(w), direction, c));
+        put(w, moved(load(w), direction, c));
         sum += g * direction;
     });
     sum = sum_of_block(sum);
@@ -163,8 +198,8 @@ template <class D, class T>
 __global__ void __launch_bounds__(kThreads) next_trial_kernel(Launch launch) {
     const Piece<T> p = piece_of<T>(launch);
     const Scalars c = scalars_of(launch, p);
-    for_each_element<D::kTried, 0, false, true>(p, p.saved, [&](T& w, float g, float* m) {
-        w = Stored<T>::from(moved(load(w), D::tried(g, m, c), c));
+    for_each_element<D::kTried, 0, false, Moves::trial>(p, p.saved, [&](auto& w, float g, float* m) {
+        put(w, moved(load(w), D::tried(g, m, c), c));
     });
 }
 
@@ -174,10 +209,11 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Launch launch) {
     if (launch.skip != nullptr && !(*launch.skip == 0.0f)) return;  // what is no number, too
     const Piece<T> p = piece_of<T>(launch);
     const Scalars c = scalars_of(launch, p);
-    const T* from = launch.saved == nullptr ? p.w : p.saved;
-    for_each_element<D::kMoments, D::kMoments, false, true>(p, from, [&](T& w, float g, float* m) {
+    const auto from = launch.saved == nullptr ? p.w : p.saved;
+    constexpr int kKept = D::kMoments;
+    for_each_element<kKept, kKept, false, Moves::step>(p, from, [&](auto& w, float g, float* m) {
         const float weight = load(w);
-        w = Stored<T>::from(moved(weight, decayed(D::update(g, m, c), weight, c), c));
+        put(w, moved(weight, decayed(D::update(g, m, c), weight, c), c));
     });
 }
 
@@ -187,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(Launch launch, double* 
     const Piece<T> p = piece_of<T>(launch);
     const Scalars c = scalars_of(launch, p);
     double w_squares = 0.0, u_squares = 0.0;
-    for_each_element<D::kMoments, 0, false, false>(p, p.w, [&](T& w, float g, float* m) {
+    for_each_element<D::kMoments, 0, false, Moves::nothing>(p, p.w, [&](auto& w, float g, float* m) {
         const float weight = load(w);
         const double u = decayed(D::update(g, m, c), weight, c);
         // a square of fp32 is exact in fp64: the bits are those of a product and a sum, and a GPU
@@ -227,17 +263,16 @@ __global__ void __launch_bounds__(kThreads)
     Piece<T> p = piece_of<T>(launch);
     const std::int64_t address = starts[p.span.row];
     if (address == 0) p.span.size = 0;
-    const T* start = at<const T>(address, p.span);
+    const auto start = start_of(p, address);
     double sum = 0.0;
     for_each_vector(p, [&](auto n, std::int64_t i) {
         constexpr int N = decltype(n)::value;
-        T ws[N], gs[N], befores[N];
-        read(p.w + i, ws);
-        read(p.g + i, gs);
-        read(start + i, befores);
+        float ws[N], gs[N], befores[N];
+        read_numbers(p.w, i, ws);
+        read_numbers(p.g, i, gs);
+        read_numbers(start, i, befores);
 #pragma unroll
-        for (int j = 0; j < N; ++j)
-            sum += alignment_term(load(gs[j]), load(befores[j]), load(ws[j]));
+        for (int j = 0; j < N; ++j) sum += alignment_term(gs[j], befores[j], ws[j]);
     });
     sum = sum_of_block(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
@@ -266,12 +301,16 @@ void start(const char* name, std::int64_t blocks, const Launch& launch,
 }
 
 // Calls work(direction, x) for the direction and the dtype of a launch, on its device: this library
-// has a CUDA runtime of its own, with its own idea of the current device.
+// has a CUDA runtime of its own, with its own idea of the current device.  Where it stores anything
+// in a format of its own, x is Mixed.
 template <class Work>
 void on_device(const Launch& launch, const Work& work) {
     check(cudaSetDevice(launch.device), "cudaSetDevice");
-    by_dtype(launch.dtype, [&](auto x) {
-        by_direction(launch.direction, [&](auto direction) { work(direction, x); });
+    by_direction(launch.direction, [&](auto direction) {
+        if (!launch.formats.plain())
+            work(direction, Mixed{});
+        else
+            by_dtype(launch.dtype, [&](auto x) { work(direction, x); });
     });
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "directions.h"
-#include "storage.h"
+#include "formats.h"
 
 namespace salsa::cuda {
 
@@ -19,6 +19,7 @@ struct Launch {
     void* stream;
     int direction;        // its place in SALSA_DIRECTIONS
     const float* ratios;  // of LAMB's rows, or null
+    Formats formats;      // of moments and masters
 };
 
 // Loads a kernel on the device.  This and all others throw std::runtime_error with CUDA's text.

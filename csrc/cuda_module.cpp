@@ -12,7 +12,7 @@ using salsa::cuda::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int64_t n_vector,
                    Address scalars, Address saved, Address skip, int dtype, int device,
-                   Address stream, int direction, Address ratios) {
+                   Address stream, int direction, Address ratios, int formats) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -24,7 +24,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, std::int
             device,
             reinterpret_cast<void*>(stream),
             direction,
-            reinterpret_cast<const float*>(ratios)};
+            reinterpret_cast<const float*>(ratios),
+            {formats}};
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ struct Scalars {
     float slope_scale;  // the group's factor relative to the largest one
     float slow_beta, one_minus_slow_beta;
     float alpha;  // how much AdEMAMix's slow mean counts beside the fast one
+    float t;      // where a moment is rounded at random
 };
 
 SALSA_INLINE float first_moment(float m, float g, const Scalars& c) {

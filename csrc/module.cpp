@@ -16,7 +16,7 @@ using salsa::cpu::Launch;
 
 Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address scalars,
                    Address saved, int dtype, bool past_caches, int threads, int direction,
-                   Address ratios) {
+                   Address ratios, int formats) {
     return {reinterpret_cast<const salsa::Row*>(rows),
             reinterpret_cast<const salsa::Chunk*>(chunks),
             n_chunks,
@@ -26,7 +26,8 @@ Launch launch_from(Address rows, Address chunks, std::int64_t n_chunks, Address 
             past_caches,
             threads,
             direction,
-            reinterpret_cast<const float*>(ratios)};
+            reinterpret_cast<const float*>(ratios),
+            {formats}};
 }
 
 double first_trial(const Launch& launch, Address partials) {

@@ -17,9 +17,10 @@ namespace salsa {
 constexpr int kMostMoments = 3;  // that a direction may keep
 
 // One weight tensor: addresses of weight, gradient (0: none in this step) and moments (in the order
-// of its direction, then 0), its place in the saved weights (in elements), and that of its scalars.
+// of its direction, then 0), its place in the saved weights (in elements), that of its scalars, the
+// address of its master (0: none), and the parameter's number among all.
 struct Row {
-    std::int64_t weight, gradient, moments[kMostMoments], saved, scalars;
+    std::int64_t weight, gradient, moments[kMostMoments], saved, scalars, master, number;
 };
 
 // The elements [start, end) of a row: one thread's or thread block's piece of work.

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import turns
@@ -17,8 +18,8 @@ from .given_loss import NOT_CLIPPED, GivenLoss
 from .groups import SHARED_SETTINGS, Groups
 from .kernels import Kernels
 from .kernels.directions import DIRECTIONS, Direction, direction_of
-from .kernels.memory import moment_like
 from .kernels.parameters import parameter_label
+from .kernels.storage import MASTER, Formats, Storage, tensor_beside
 from .kernels.window import WINDOW_START, empty_like
 from .loss_parts import Parts
 from .pending import Pending
@@ -37,11 +38,20 @@ TUPLES = ("betas", "search_period")  # in a group
 State = defaultdict[Any, dict[str, Any]]
 ListOfGroups = Sequence[Mapping[str, Any]]
 
+MASTERS_DROPPED = (
+    "the loaded state holds master_param, fp32 copies of 16-bit weights, which this optimizer does "
+    "not keep: dropped. With 16-bit weights build it with master_weights=True; to go on with fp32 "
+    "weights, take them from there: parameter.copy_(entry['master_param'])"
+)
+
 PICKLED = (  # attributes that copies and pickles carry beside torch's
     *("module", "check_replay", "check_finite", "max_grad_norm", "last_search"),
-    *("_backend", "_replay_checks", "_slope_checks", "_habits", "_trouble"),
+    *("_backend", "_formats", "_replay_checks", "_slope_checks", "_habits", "_trouble"),
 )
-NOT_PICKLED = {"max_grad_norm": None, "_replay_checks": 2, "_slope_checks": 2}  # by version 0.1.0
+NOT_PICKLED = {  # by version 0.1.0
+    **{"max_grad_norm": None, "_replay_checks": 2, "_slope_checks": 2},
+    "_formats": Formats(),
+}
 
 
 class Checkpoints(GivenLoss, Groups, Readings):
@@ -49,6 +59,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
 
     kernels_class: type[Kernels]
     _backend: str | None
+    _formats: Formats
     _ranks: Ranks
     _trouble: Trouble
 
@@ -58,7 +69,8 @@ class Checkpoints(GivenLoss, Groups, Readings):
 
         Of Adam's, moments and counts are taken over (but by ``direction="sgd"``, which has none);
         hyper-parameters stay as they are here, and the search starts afresh.  Moments are copied,
-        keep fp32 and take their weight's strides.
+        take their weight's strides and are stored as the constructor says.  A weight that has a
+        master here, and none there, is its master.
 
         Raises:
             ValueError: groups or shapes do not match, or a moment is missing; nothing is changed
@@ -68,7 +80,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
         state_dict = state_dict.copy()
         for pre_hook in load_hooks(self, "pre"):
             state_dict = pre_hook(self, state_dict) or state_dict
-        state, groups = read(state_dict, self.param_groups)
+        state, groups = read(state_dict, self.param_groups, self._formats)
         self.__setstate__({"state": state, "param_groups": groups})
         self._trouble.loaded_a_small_lr = largest_lr(self.param_groups) < LOWEST_PLAUSIBLE_LR
         for post_hook in load_hooks(self, "post"):
@@ -105,7 +117,7 @@ class Checkpoints(GivenLoss, Groups, Readings):
         self._outer_replay, self._clipped = None, NOT_CLIPPED
         self._parts, self._pending, self._known_buffers = Parts(), Pending(), KnownBuffers()
         self._constructing = self._stepping = self._in_trial = False
-        self._kernels = self.kernels_class(self._backend, self._ranks.mean_of_each)
+        self._kernels = self.kernels_class(self._backend, self._ranks.mean_of_each, self._formats)
 
     def _collect(self) -> None:
         """Enter into the groups what devices have counted and looked at since the last search."""
@@ -113,7 +125,9 @@ class Checkpoints(GivenLoss, Groups, Readings):
         turns.add_looks(self.param_groups, self._pending.collect_looks())
 
 
-def read(state_dict: Mapping[str, Any], groups: ListOfGroups) -> tuple[State, list[dict[str, Any]]]:
+def read(
+    state_dict: Mapping[str, Any], groups: ListOfGroups, formats: Formats
+) -> tuple[State, list[dict[str, Any]]]:
     """Return the state and the groups that an optimizer with ``groups`` has after loading."""
     saved_groups = state_dict["param_groups"]
     if len(groups) != len(saved_groups):
@@ -134,7 +148,7 @@ def read(state_dict: Mapping[str, Any], groups: ListOfGroups) -> tuple[State, li
         _warn_of_replaced_settings(groups[0], new_groups[0])
     else:  # as they are here: other hyper-parameters mean other things
         new_groups = [{**group, **turns.fresh(SearchSettings.read_from(group))} for group in groups]
-    return _read_state(state_dict, groups, direction_of(new_groups[0])), new_groups
+    return _read_state(state_dict, groups, direction_of(new_groups[0]), formats), new_groups
 
 
 def completed(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,25 +192,32 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_state(state_dict: Mapping[str, Any], groups: ListOfGroups, direction: Direction) -> State:
+def _read_state(
+    state_dict: Mapping[str, Any], groups: ListOfGroups, direction: Direction, formats: Formats
+) -> State:
     saved_state, saved_groups = state_dict["state"], state_dict["param_groups"]
     state: State = defaultdict(dict)
-    used = {"step", *direction.moments} if direction.moments else set()
     dropped: set[str] = set()
     known = {key for saved in saved_groups for key in saved["params"]}
     for group, saved in zip(groups, saved_groups):
         for index, (parameter, key) in enumerate(zip(group["params"], saved["params"])):
             if not (entry := saved_state.get(key)):
                 continue
+            storage = formats.of(parameter.dtype, direction)
+            used = {"step", *storage.names} if storage.names else set()
             dropped |= set(entry) - {WINDOW_START} - used
             label = parameter_label(group, index)
-            if direction.moments:
-                state[parameter] = _read_moments(parameter, entry, label, direction)
+            if used:
+                state[parameter] = _read_entry(parameter, entry, label, direction, storage)
             if WINDOW_START in entry:
                 start = _of_its_shape(parameter, entry, WINDOW_START, label)
-                state[parameter][WINDOW_START] = empty_like(parameter).copy_(start)
+                dtype = torch.float32 if storage.masters else None
+                state[parameter][WINDOW_START] = empty_like(parameter, dtype).copy_(start)
     # what is no parameter's torch keeps, too
     state |= {key: value for key, value in saved_state.items() if key not in known}
+    if MASTER in dropped:
+        dropped -= {MASTER} if direction.moments else {MASTER, "step"}
+        warn(MASTERS_DROPPED)
     if dropped:
         why = "(amsgrad's maximum?)"
         if not direction.moments or dropped & ALL_MOMENTS:
@@ -218,9 +239,10 @@ def _of_its_shape(parameter: Tensor, entry: Mapping[str, Any], name: str, label:
     return spread_like(parameter, value)
 
 
-def _read_moments(
-    parameter: Tensor, entry: Mapping[str, Any], label: str, direction: Direction
+def _read_entry(
+    parameter: Tensor, entry: Mapping[str, Any], label: str, direction: Direction, storage: Storage
 ) -> dict[str, Any]:
+    """Return the count, the moments and, where there is one, the master."""
     if missing := {"step", *direction.moments} - set(entry):
         source = "FusedSaLSa, Adam or AdamW"
         if not missing <= {"step", *DIRECTIONS["adam"].moments}:
@@ -229,9 +251,11 @@ def _read_moments(
             f"the loaded state of {label} lacks {', '.join(sorted(missing))}: it is not the state "
             f"of {source}"
         )
-    moments = {}
-    for name in sorted(direction.moments, key=list(entry).index):  # in the order of the entry
+    kept = {}
+    dtypes = dict(zip(storage.names, storage.dtypes))
+    in_order = [name for name in entry if name in dtypes]  # of the entry
+    for name in in_order:
         value = _of_its_shape(parameter, entry, name, label)
-        moment = moment_like(parameter, value)
-        moments[name] = moment.clone() if moment is value else moment
-    return {"step": int(entry["step"]), **moments}
+        tensor = tensor_beside(parameter, name, dtypes[name], value)
+        kept[name] = tensor.clone() if tensor is value else tensor
+    return {"step": int(entry["step"]), **kept}

@@ -61,6 +61,7 @@ class SearchState(NamedTuple):
     next_unit: int = 0  # whose turn it is, where units take turns (see turns.py)
     accepted_step_size: float = 1.0  # by the last accepted search; before it, where searches start
     flat_searches: int = 0  # in a row, those with slope 0 not counted
+    unchanged_trials: int = 0  # that changed no weight: 16-bit ones may be too coarse for them
 
     @classmethod
     def fresh(cls, settings: SearchSettings) -> SearchState:
@@ -123,6 +124,7 @@ class LineSearch:
         self.loss = self.slope = self.trial_loss = math.nan
         self.smallest_tried = math.inf
         self.trials = self.rejections = self.skipped_before = 0
+        self.unchanged = 0  # trials that changed no weight
         self._after = state  # the state that finish() returns, counters apart
         self._last_finite_loss: float | None = None
         self._best: tuple[float, float, float] | None = None  # of the doublings: eta, h', f1
@@ -177,7 +179,10 @@ class LineSearch:
         """Return the state after the search, which has ended."""
         if self.outcome is None or self.trying:
             raise RuntimeError("the search has not ended: report() until trying is false")
-        after = self._after._replace(total_trials=self.state.total_trials + self.trials)
+        after = self._after._replace(
+            total_trials=self.state.total_trials + self.trials,
+            unchanged_trials=self.state.unchanged_trials + self.unchanged,
+        )
         if self.trials > 0 or not self.skipped:
             after = after._replace(searches=after.searches + 1)
         if self.skipped:
@@ -192,6 +197,10 @@ class LineSearch:
         return SearchResult(
             self.trials, self.outcome, self.loss, self.trial_loss, self.slope, step_size, self.unit
         )
+
+    def is_the_first_loss(self, trial_loss: float) -> bool:
+        """Return whether a trial's loss is that before it, up to rounding: has a weight moved?"""
+        return abs(self.loss - trial_loss) <= self._resolution
 
     @property
     def gave_up(self) -> bool:

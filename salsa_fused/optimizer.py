@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from . import turns
 from ._torch import hooked_where_watched, not_compiled, ranks_are_set_up, set_grad_mode
 from .checkpoint import Checkpoints
-from .consistency import Consistency
 from .conventions import Habits
 from .decided import PLAIN, Decided
 from .evaluation import Closure, Evaluation, check_call, mark_gradients
@@ -23,17 +22,17 @@ from .interrupts import Interrupts, Undo, take_back
 from .kernels import Kernels
 from .kernels.directions import direction_of
 from .kernels.parameters import check_no_shared_memory
+from .kernels.storage import Formats
 from .line_search import LineSearch
-from .measures import Measures
 from .pending import flag_of
 from .ranks import Ranks
 from .replay import Replay
-from .trials import Trials
+from .searching import Searching
 from .trouble import NO_GRADIENT, Trouble, largest_lr
 from .wrappers import end_forward, refuse_join, refuse_searches
 
 
-class FusedSaLSa(Checkpoints, Measures):
+class FusedSaLSa(Checkpoints, Searching):
     r"""Adam with SaLSa, a line search that finds the step size (arXiv 2407.20650).
 
     ::
@@ -117,6 +116,12 @@ class FusedSaLSa(Checkpoints, Measures):
         total_steps: the number of steps of the whole run, if it is known: the applied step size
             then falls linearly over the last half, to almost 0 in the last step, and looking back
             shortens no step.  No scheduler is needed; steps beyond it are as short, with a warning.
+        master_weights: keep an fp32 copy of every bf16 and fp16 weight and step that; the weight is
+            the copy, rounded.  Without it a step smaller than half a 16-bit step is lost.  A search
+            then saves no weights.  fp32 and fp64 weights need none and have none.
+        exp_avg_dtype: ``torch.bfloat16`` stores all moments but ``exp_avg_sq`` in half the memory.
+        exp_avg_sq_dtype: the same of ``exp_avg_sq``.  bf16 moments are rounded at random, by a hash
+            of step, parameter and element: to nearest, ``exp_avg_sq`` would never decay.
         **numbers: the direction's own: ``alpha=5.0`` and ``slow_beta=0.9999`` of ``"ademamix"``.
             A group may have its own, as with ``lr``, ``betas`` (two), ``eps``, ``weight_decay``.
 
@@ -124,8 +129,8 @@ class FusedSaLSa(Checkpoints, Measures):
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
     ``period`` and counters; equal in all groups, except what is a unit's own.  Per parameter the
     state is Adam's, ``step`` (int), ``exp_avg`` and ``exp_avg_sq`` (fp32; float64 for float64
-    weights), or the direction's (``"sgd"`` has none); and ``window_start`` like the weight where
-    steps look back.
+    weights), or the direction's (``"sgd"`` has none); ``master_param`` where there is one; and
+    ``window_start`` like the weight, or its master, where steps look back.
 
     Raises:
         TypeError, ValueError: an argument or a parameter that cannot be used; the message names
@@ -166,8 +171,12 @@ class FusedSaLSa(Checkpoints, Measures):
         max_grad_norm: float | None = None,
         look_back: bool | None = None,
         total_steps: int | None = None,
+        master_weights: bool = False,
+        exp_avg_dtype: torch.dtype | None = torch.float32,
+        exp_avg_sq_dtype: torch.dtype | None = torch.float32,
         **numbers: float,
     ) -> None:
+        self._formats = Formats.checked(locals())
         defaults = defaults_of(locals())
         super().__init__(params, defaults)
         self.module = module
@@ -312,46 +321,6 @@ class FusedSaLSa(Checkpoints, Measures):
         # cloned: a compiled model may overwrite its output in the next evaluation
         return loss.detach().clone() if isinstance(loss, Tensor) else loss, evaluation
 
-    def _search(self, f0: Tensor, evaluation: Evaluation, changes: list[Undo]) -> Decided:
-        """Try step sizes until one is accepted; the weights are left at the last trial point."""
-        groups, kernels, first = self.param_groups, self._kernels, self.param_groups[0]
-        search = turns.begin(groups, self.line_search_class)
-        trials = Trials(evaluation, self._ranks, self.module)
-        changes.append(trials.end)
-        trials.begin()
-        self._in_trial = True
-        consistency = Consistency(trials, self.module, first["steps"])
-        if self.check_replay and consistency.is_due(self._replay_checks):
-            self._replay_checks += consistency.evaluate_again(f0)
-        look, first_move = [], 0.0
-        if turns.looks_back(first):
-            if first["window_begin"] > 0:
-                look = self._look()
-            elif first["first_move"] == 0.0:
-                first_move = self._first_move()
-        changes.append(kernels.restore)
-        slopes = kernels.first_trial(groups, search.first_trial(), search.unit)
-        loss, parts, looks, skips = self._pending.read(f0, slopes, look, self._clipped.factor)
-        slope = self._slope_of(parts)
-        search.add_skipped(skips)
-        eps = torch.finfo(f0.dtype).eps
-        search.start_from(evaluation.sign * loss, slope, eps)
-        while search.trying:
-            search.report(trials.loss())
-            consistency.look_at_side_effects()
-            if search.trying:
-                kernels.next_trial(groups, search.step_size)
-        if self._trouble.goes_on(search):
-            consistency.look_for_a_missing_graph(eps)
-        if search.trials > 0 and self.check_replay and consistency.is_due(self._slope_checks):
-            move_by = partial(kernels.next_trial, groups)
-            self._slope_checks += consistency.compare_slope(search, eps, move_by)
-        self._ranks.end()
-        trials.end()
-        self._in_trial = False
-        window = turns.window_after(groups, search, looks, first_move)
-        return Decided(search.skipped, search, window)
-
     def _without_search(self, f0: Any) -> Decided:
         """Look back on the window where it is time, and skip a loss that is not finite."""
         look = self._look() if turns.look_is_due(self.param_groups[0]) else []
@@ -442,8 +411,8 @@ class FusedSaLSa(Checkpoints, Measures):
     @property
     def _nothing_to_apply(self) -> bool:
         """Whether a step changes nothing, as the one that torch's distributed checkpoints take."""
-        moments = direction_of(self.param_groups[0]).moments
-        return not moments and not largest_lr(self.param_groups) > 0.0
+        kept = direction_of(self.param_groups[0]).moments or self._formats.master_weights
+        return not kept and not largest_lr(self.param_groups) > 0.0
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

@@ -13,7 +13,7 @@ from .line_search import SearchResult
 from .look_back import Window
 from .pending import Pending
 
-COUNTERS = ("steps", "searches", "total_trials", "skipped_steps", "period")
+COUNTERS = ("steps", "searches", "total_trials", "unchanged_trials", "skipped_steps", "period")
 
 
 class Readings(Optimizer):
@@ -86,6 +86,7 @@ class Readings(Optimizer):
 
         Keys are the same on every call; before the first search ``outcome`` is ``"none"``.
         ``unit``: the group that was searched, -1 for all of them together.
+        ``unchanged_trials``: those that changed no weight, for 16-bit weights were too coarse.
         """
         self._collect_skips()
         group = self.param_groups[0]

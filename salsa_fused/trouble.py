@@ -30,7 +30,8 @@ FLAT = (
     "are not 0: trials do not reach the loss. Likely causes: the model is called outside of the "
     "closure (call it inside); the closure, or a buffer that shares a weight's memory, puts "
     "weights back; the loss is too coarse (bf16, fp16, or a large constant in fp32: return it in "
-    "fp32, without the constant); or training has converged to the loss' last digit"
+    "fp32, without the constant), or 16-bit weights are (metrics()['unchanged_trials'] counts the "
+    "trials that changed none); or training has converged to the loss' last digit"
 )
 
 NO_SLOPE = (

@@ -15,6 +15,10 @@ would read it, and 8 in `step`.  LAMB's ratios are made once in a step, before a
 scale the rows of all other kernels.  `alignment` runs on those steps only that ask how far the
 weights have come since a window of steps began.
 
+Weights with masters (storage.py): every kernel reads the masters for `saved` and for the weights
+before the step, `first_trial` saves nothing, `step` writes the masters, too, and what goes into `w`
+is rounded.  Whatever the storage, the arithmetic is fp32.
+
 The moments are deferred: a trial computes ``v`` after this step's update on the fly, and only
 ``step`` writes moments.  So ``w <- saved`` undoes a search completely.
 """

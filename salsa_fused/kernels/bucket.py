@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from itertools import chain
-from operator import is_, or_
+from operator import or_
 from typing import Any
 
 import torch
@@ -18,14 +18,26 @@ from torch import Tensor
 
 from . import columns
 from .backend import Backend
+from .beside import Beside
 from .chunks import Selection
-from .columns import STEP, Column, State, Tensors, counts_and_moments, enter
+from .columns import STEP, Column, State, Tensors
 from .directions import Direction, Scalars
-from .memory import moment_like, readable_gradient
-from .rows import Row, lie_like
+from .masters import Followers
+from .memory import readable_gradient
+from .rows import (
+    GRADIENT,
+    NUMBER_AT,
+    ROW_FIELDS,
+    SAVED_AT,
+    SCALARS_AT,
+    WEIGHT,
+    Row,
+    lie_like,
+)
 from .saved import Saved
+from .storage import Formats, Storage
 from .window import WindowStarts
-from .work import GRADIENT, MOMENTS, ROW_FIELDS, SAVED_AT, SCALARS_AT, WEIGHT, Work
+from .work import Work
 
 is_neg = Tensor.is_neg
 
@@ -41,6 +53,7 @@ class Bucket:
         gradient_dtype: torch.dtype,
         direction: Direction,
         pieces: int = 1,  # that ranks have of these weights, one of them this rank
+        storage: Storage | None = None,  # None: moments as the arithmetic has them, no masters
     ) -> None:
         self.backend, self.direction, self.pieces = backend, direction, pieces
         self.device, self.dtype, self.gradient_dtype = device, dtype, gradient_dtype
@@ -48,13 +61,13 @@ class Bucket:
         self.weights: list[Tensor] = []
         self.groups: list[int] = []  # the parameter group of each row
         self.weight, self.gradient = Column("{}"), Column("the gradient of {}")
-        self.moments = [Column(f"`{name}` of {{}}") for name in direction.moments]
+        self.storage = storage or Formats().of(dtype, direction)
+        self.beside = Beside(direction, self.storage)
+        self.moments = self.beside.columns  # and the masters, which come last
         self.gradients: list[Tensor | None] = []  # held during a step only
         self.missing: list[bool] | None = None  # the rows without a gradient, if there are any
         self.entries: list[dict[str, Any] | None] = []  # of the optimizer's state
         self.steps: int | list[int] = 0  # t: updates of the moments before this step; or each row's
-        self.new_moments: set[int] = set()  # rows with zeros that no step has written yet
-        self.moments_current = False  # the state's entries hold these very moments
 
         self.scalar_keys: list[tuple[int, int]] = []  # (group, t after this step)
         self.scalars: list[Scalars] = []
@@ -74,11 +87,13 @@ class Bucket:
         self._lines: array[int] | None = None  # of memory, that `refresh` reads (see columns.py)
         self._kept: dict[str, Any] = {}  # what the backend keeps from one kernel to the next
         self._elements = 0
-        self._names = (STEP, *direction.moments)
-        self._moment_tensors = [column.tensors for column in self.moments]
+        self._names = (STEP, *self.storage.names)
+        self._moment_tensors = self.beside.moments
+        self.rounds = self.storage.rounds
+        self._followers = Followers() if self.storage.masters else None
 
-    def add(self, weight: Tensor, group: int, label: str) -> None:
-        """Add a row.
+    def add(self, weight: Tensor, group: int, label: str, number: int = 0) -> None:
+        """Add a row; ``number``: the parameter's place among all of the optimizer.
 
         Raises:
             RuntimeError: the weight's memory was freed.
@@ -90,11 +105,11 @@ class Bucket:
         self.gradients.append(None)
         self._zeros.append(0)
         self._in_one_group = self.groups[0] == self.groups[-1]  # they come in order
-        for column in (self.weight, self.gradient, *self.moments):
+        for column in (self.weight, self.gradient):
             column.addresses.append(-1)  # not known
-        for tensors in self._moment_tensors:
-            tensors.append(None)
+        self.beside.add_row(number)
         self.raw_rows.extend([0] * ROW_FIELDS)
+        self.raw_rows[NUMBER_AT - ROW_FIELDS] = number
         self._elements += row.size
 
     # -- in every step ------------------------------------------------------------------------
@@ -115,7 +130,9 @@ class Bucket:
                 return False
             if not same_entries or len(self.entries) != len(self.weights):
                 self.entries = [state.get(weight) for weight in self.weights]
-            self._take_moments()
+            self._take_beside()
+        if self._followers is not None:
+            self._followers.follow(self.weights, self.precise, self.weight.addresses)
         self._key_scalars()
         if self._cut_for != self.rows_version:
             self._cut_anew()
@@ -123,11 +140,11 @@ class Bucket:
 
     def _take_only_gradients(self, gradients: list[Tensor | None]) -> bool:
         """Read the gradients if that is all that moved since the step before; else return False."""
-        if not self.moments_current or self.gradient.layouts is None:
+        if not self.beside.current or self.gradient.layouts is None:
             return False
-        seen: list[Any] = [(c.tensors, c.layouts, c.addresses) for c in self.moments]
-        seen.append((self.weights, self.weight.layouts, self.weight.addresses))
-        if not columns.look.unchanged(seen):
+        moments = [(c.tensors, c.layouts, c.addresses) for c in self.moments]
+        weights = self.weights, self.weight.layouts, self.weight.addresses
+        if not columns.look.unchanged([*moments, weights]):
             return False
         found = array("q", bytes(8 * len(gradients)))
         if not columns.look.addresses_in(gradients, self.gradient.layouts, found):
@@ -142,7 +159,7 @@ class Bucket:
         """Read the one count of all entries; return False where they may differ."""
         t: int | None = 0
         if self.moments:
-            t = columns.look.common_step(self.entries, self._moment_tensors, self._names)
+            t = columns.look.common_step(self.entries, self.beside.tensors, self._names)
         if t is None:
             return False
         self.steps = t
@@ -160,7 +177,7 @@ class Bucket:
                 "the closure replaced a weight by one of another shape, dtype, device or memory "
                 "order between the first evaluation and a trial"
             )
-        if not self._moments_stay():
+        if not self._beside_stays():
             raise RuntimeError(
                 "the closure moved, resized or freed the optimizer's state between the first "
                 "evaluation and a trial"
@@ -225,79 +242,47 @@ class Bucket:
             self.rows_version += 1
             self.raw_rows[which::ROW_FIELDS] = values
 
-    # -- moments ------------------------------------------------------------------------------
+    # -- moments and masters ------------------------------------------------------------------
 
-    def _take_moments(self) -> None:
-        found = [list(column.tensors) for column in self.moments]
+    @property
+    def precise(self) -> list[Any]:
+        """The weights as steps have them before they are rounded: masters, where there are any."""
+        return self.weights if self.beside.masters is None else self.beside.masters
+
+    def _take_beside(self) -> None:
+        beside = self.beside
+        found = [list(tensors) for tensors in beside.tensors]
         same = self._take_common_step()
         if not same:
-            self.steps, found = counts_and_moments(self.entries, self.direction.moments)
-            self._keep_moments_of_missing(found)
-            pairs = zip(found, self.moments)
-            same = all(all(map(is_, tensors, column.tensors)) for tensors, column in pairs)
-            same = same and self._all_with_gradient_have_moments()
-        self.moments_current = same and self._moments_stay()
-        if not self.moments_current:
-            self._replace_moments(found)
+            self.steps, found = beside.found_in(self.entries, self.gradients)
+            same = beside.are(found, self.entries, self.gradients)
+        beside.current = same and self._beside_stays()
+        if not beside.current:
+            self._lines = None
+            self._followers = Followers() if beside.masters is not None else None  # compare anew
+            beside.replace(found, self.rows, self.weights, self.gradients, self.entries)
+            for column, field in zip(beside.columns, beside.fields):
+                self._set_column(field, column.addresses)
         elif self._lines is None:
-            tensors = chain(self.weights, self.gradients, *[c.tensors for c in self.moments])
+            tensors = chain(self.weights, self.gradients, *beside.tensors)
             self._lines = columns.lines_of(tensors, self.entries)
 
-    def _keep_moments_of_missing(self, found: list[list[Tensor | None]]) -> None:
-        """Let rows without a gradient have the moments that they had."""
-        for row, without in enumerate(self.missing or ()):
-            if without:
-                for tensors, column in zip(found, self.moments):
-                    tensors[row] = column.tensors[row]
-
-    def _all_with_gradient_have_moments(self) -> bool:
-        rows = zip(self.gradients, self.entries, *[column.tensors for column in self.moments])
-        return all(g is None or (entry and None not in moments) for g, entry, *moments in rows)
-
-    def _replace_moments(self, found: list[list[Tensor | None]]) -> None:
-        self._lines = None
-        for row, gradient in enumerate(self.gradients):
-            if gradient is None:
-                continue
-            entry = self.entries[row]
-            new = not (entry and STEP in entry)
-            if new and row in self.new_moments:
-                continue
-            for column, tensors in zip(self.moments, found):
-                column.tensors[row] = moment_like(self.weights[row], None if new else tensors[row])
-            if new:
-                self.new_moments.add(row)
-        for number, column in enumerate(self.moments):
-            addresses = columns.addresses(column.tensors)
-            column.expect_memory(addresses, column.tensors, self.rows)
-            column.addresses = addresses
-            column.remember_layouts(column.tensors)
-            self._set_column(MOMENTS + number, addresses)
-
-    def _moments_stay(self) -> bool:
+    def _beside_stays(self) -> bool:
         """Tell whether they lie as they did: `share_memory_()` and `.data =` move a tensor."""
         return all(column.lies_as_before() for column in self.moments)
 
     def commit(self, state: State) -> None:
-        """Enter this step's moments and counts into the optimizer's state."""
+        """Enter this step's moments, masters and counts into the optimizer's state."""
         if not self.moments:
             return
-        if self.moments_current and self.missing is None and len(self.scalar_keys) == 1:
+        if self._followers is not None:
+            self._followers.note(self.weights, self.weight.addresses)
+        if self.beside.current and self.missing is None and len(self.scalar_keys) == 1:
             columns.look.set_in_all(self.entries, STEP, self.scalar_keys[0][1])
             return
         # one object for all equal counts: the next step finds them in one place
         counts = [self.scalar_keys[index][1] for index in self.scalars_of]
-        self.new_moments.clear()
-        for row, (gradient, entry) in enumerate(zip(self.gradients, self.entries)):
-            if gradient is None:
-                continue
-            if self.moments_current:
-                assert entry is not None
-                entry[STEP] = counts[row]
-            else:
-                named = sorted(zip(self.direction.moments, self.moments))  # in torch's order
-                moments = {name: column.tensors[row] for name, column in named}
-                enter(state.setdefault(self.weights[row], {}), {STEP: counts[row], **moments})
+        self.beside.enter(state, self.weights, self.gradients, self.entries, counts)
 
     # -- scalars and chunks -------------------------------------------------------------------
 
@@ -331,7 +316,7 @@ class Bucket:
         if not vector:
             return known or [False] * len(self.rows)
         # gradients move in every step; moments that have not moved are as they were cut
-        moments = [] if self.moments_current and known and all(known) else self.moments
+        moments = [] if self.beside.current and known and all(known) else self.moments
         addresses = [column.addresses for column in (self.weight, self.gradient, *moments)]
         if reduce(or_, chain.from_iterable(addresses)) % vector == 0:  # mostly
             return [True] * len(self.rows)
@@ -366,6 +351,7 @@ class Bucket:
             stepped = [self.weights[row] for row in self.stepped_rows(unit, others=others)]
         return Work(
             self.direction,
+            self.beside,
             self.device,
             self.dtype,
             self._elements,
@@ -392,7 +378,8 @@ class Bucket:
     def make_room(self, unit: int | None) -> None:
         """Take memory for the weights that a search moves: none without a gradient in this step."""
         self.unit = unit
-        self.saved = Saved(self.rows, self.stepped_rows(unit), self.dtype, self.device)
+        rows, masters = self.stepped_rows(unit), self.beside.masters
+        self.saved = Saved(self.rows, rows, self.dtype, self.device, masters)
         self._set_column(SAVED_AT, self.saved.starts)
         self._cut_for = self.rows_version  # the chunks are the same wherever these places are
 
@@ -410,8 +397,8 @@ class Bucket:
         A search of one unit has saved that unit's weights only: the others' are written in place.
         ``already_written``: the trial left the searched rows at their final values; skip them.
         """
-        unit = self.unit
-        searched = self.work(unit, saved=self.saved if self.moved else None)
+        unit, saved = self.unit, self.saved
+        searched = self.work(unit, saved=saved if saved is not None and saved.filled else None)
         writes = [] if already_written else [self.backend.step(searched)]
         if unit is not None:
             rest = self.work(unit, others=True)
@@ -421,28 +408,37 @@ class Bucket:
 
     def restore(self) -> list[str]:
         """Put the saved weights back; return the labels of those that could not be."""
-        return [] if self.saved is None else self.saved.put_back(self.weights)
+        lost = [] if self.saved is None else self.saved.put_back(self.weights)
+        if self._followers is not None and not lost:
+            self._followers.note(self.weights, self.weight.addresses)
+        return lost
+
+    def stands_still(self) -> bool:
+        """Return whether the trial's weights are those before the search, all of them."""
+        saved = self.saved
+        return saved is None or all(
+            torch.equal(self.weights[row], saved.view(row).to(self.dtype)) for row in saved.numbers
+        )
 
     def find_window(self) -> bool:
         """Read where the window began; return whether any row with a gradient has a start."""
         entries = [None if g is None else e for g, e in zip(self.gradients, self.entries)]
-        return self.window.find(self.weights, entries, self.rows, self.backend.vector_bytes or 1)
+        return self.window.find(self.precise, entries, self.rows, self.backend.vector_bytes or 1)
 
     def prepare_window(self, state: State, *, newcomers_only: bool = False) -> None:
         """Make ready where a window begins; ``newcomers_only``: of rows whose first step it is."""
         rows = self.stepped_rows()
         if newcomers_only:
-            rows = [row for row in rows if row in self.new_moments]
-        self.window.prepare(state, self.weights, rows, self.saved if self.moved else None)
+            rows = [row for row in rows if row in self.beside.new]
+        saved = self.saved if self.moved and self.beside.masters is None else None
+        self.window.prepare(state, self.weights, self.precise, rows, saved)
 
     def release(self) -> None:
-        """Hold neither gradients nor saved weights between steps, nor moments of no step."""
+        """Hold neither gradients nor saved weights between steps, nor what no step has written."""
         self.saved = self.skip = self.ratios = self.unit = None
-        if self.window.tensors or self.window.new:
-            self.window.release()
+        window = self.window
+        if window.tensors or window.new:
+            window.release()
         self.gradients = [None] * len(self.weights)
-        if self.new_moments:
-            for row in self.new_moments:
-                for column in self.moments:
-                    column.tensors[row] = None
-            self.new_moments.clear()
+        if self.beside.new:
+            self.beside.release()

@@ -165,19 +165,6 @@ def enter(entry: MutableMapping[str, Any], values: dict[str, Any]) -> None:
         entry[name] = value
 
 
-def counts_and_moments(
-    entries: Sequence[Mapping[str, Any] | None], names: Sequence[str]
-) -> tuple[list[int], list[list[Tensor | None]]]:
-    """Read the step counts and, for each name, the moments of all rows.
-
-    A row without a count (it has no entry, or one without moments) has 0 and None.
-    """
-    nothing: dict[str, Any] = {STEP: 0, **dict.fromkeys(names)}
-    kept = [entry if entry and STEP in entry else nothing for entry in entries]
-    counts = [int(entry[STEP]) for entry in kept]
-    return counts, [[entry[name] for entry in kept] for name in names]
-
-
 # -- caches of the processor ------------------------------------------------------------------
 
 

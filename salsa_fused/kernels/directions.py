@@ -54,6 +54,7 @@ class Scalars(NamedTuple):
     slow_beta: float = 0.0  # these three are AdEMAMix's
     one_minus_slow_beta: float = 0.0
     alpha: float = 0.0
+    t: float = 0.0  # where a moment is rounded at random; exact up to 2^24
 
 
 class StepFacts(NamedTuple):

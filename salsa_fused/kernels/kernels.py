@@ -22,13 +22,14 @@ from .._torch import forget_cached_weights, is_dtensor, largest_of_each
 from . import columns
 from .backends import choose_backend, forced_backends
 from .bucket import Bucket
-from .columns import STEP, State
+from .columns import STEP, State, enter
 from .decay import LARGE_DECAY, largest_ratio, warn_of_decay, with_bounded_decay
 from .directions import DIRECTIONS, Direction, Scalars, StepFacts, direction_of
-from .memory import moment_like, readable_gradient
+from .memory import readable_gradient
 from .parameters import check_no_shared_memory, check_parameter, parameter_label, takes_part
 from .ratios import set_ratios_of_parts
 from .shards import Shards
+from .storage import MASTER, Formats
 from .window import WINDOW_START, empty_like
 
 Groups = Sequence[Mapping[str, Any]]
@@ -58,15 +59,19 @@ class Kernels:
     Args:
         backend: the name of the backend to force; None: the fastest that serves each weight.
         mean_of_each: returns the mean over the ranks of every number.
+        formats: how moments are stored, and whether 16-bit weights have masters.
 
     Raises:
         ValueError: there is no backend of that name.
     """
 
     def __init__(
-        self, backend: str | None = None, mean_of_each: Callable[[Tensor], Tensor] | None = None
+        self,
+        backend: str | None = None,
+        mean_of_each: Callable[[Tensor], Tensor] | None = None,
+        formats: Formats | None = None,
     ) -> None:
-        self.forced = forced_backends(backend)
+        self.forced, self.formats = forced_backends(backend), formats or Formats()
         self.shards: Shards | None = None  # where a parameter is a DTensor
         self._mean_of_each = mean_of_each or (lambda numbers: numbers)
         self._ratios_of_parts = False  # of DTensors, in this step
@@ -130,6 +135,10 @@ class Kernels:
             if bucket.moved:
                 bucket.next_trial()
 
+    def stands_still(self) -> bool:
+        """Return whether the trial has changed no weight: 16-bit ones may be too coarse for it."""
+        return all(bucket.stands_still() for bucket in self.buckets)
+
     def restore(self) -> None:
         """Put the saved weights back, all that can be; do nothing where they are back already.
 
@@ -154,7 +163,7 @@ class Kernels:
         ``step_size``: one for all, or one for each group.  ``skip``: one fp32 number on a device,
         for what the host does not know yet: not 0, and nothing is written.
         """
-        searched = True in [bucket.moved for bucket in self.buckets]
+        searched = [bucket for bucket in self.buckets if bucket.saved is not None]
         tried = [bucket.scalars for bucket in self.buckets] if searched else []
         self._set_scalars(groups, step_size, trial=False)
         if self._direction.scaled_by_ratios:
@@ -185,13 +194,10 @@ class Kernels:
         for bucket in self.buckets:
             bucket.commit(own)
         for weight in self._empty:  # of zero size: no kernel sees them, checkpoints expect them
-            if weight.grad is not None and self._direction.moments:
-                entry = own.get(weight, {})
-                if STEP in entry:
-                    entry[STEP] += 1
-                    continue
-                moments = {name: moment_like(weight) for name in sorted(self._direction.moments)}
-                own[weight] = {STEP: 1, **moments}
+            storage = self.formats.of(weight.dtype, self._direction)
+            if weight.grad is not None and storage.names:
+                entry = own.setdefault(weight, {})
+                enter(entry, {STEP: entry.get(STEP, 0) + 1, **storage.tensors_for(weight, entry)})
         if self.shards is not None:
             self.shards.enter(state, self._common_count())
 
@@ -223,7 +229,7 @@ class Kernels:
         """Return the norm of all weights that have a gradient; the host waits for it."""
         norms, count = [0.0], 0
         for bucket in self.buckets:
-            moving = [bucket.weights[row] for row in bucket.stepped_rows()]
+            moving = [bucket.precise[row] for row in bucket.stepped_rows()]
             norms.append(get_total_norm(moving).item() * math.sqrt(bucket.pieces))
             count += sum(weight.numel() for weight in moving) * bucket.pieces
         return math.hypot(*norms), count
@@ -245,7 +251,7 @@ class Kernels:
         ``newcomers_only``: of weights whose first step this is, so that a state is complete from
         its first step on, as checkpoints expect it.  Return whether there is anything to enter.
         """
-        found = [b for b in self.buckets if b.new_moments] if newcomers_only else self.buckets
+        found = [b for b in self.buckets if b.beside.new] if newcomers_only else self.buckets
         own = state if self.shards is None else self.shards.state
         if found:
             with torch.no_grad():
@@ -264,7 +270,8 @@ class Kernels:
             if self.shards is not None:
                 for weight in self._empty:
                     if weight in own:
-                        own[weight].setdefault(WINDOW_START, empty_like(weight))
+                        precise = own[weight].get(MASTER, weight)
+                        own[weight].setdefault(WINDOW_START, empty_like(precise))
                 self.shards.enter(state)
 
     def _common_count(self) -> int | None:
@@ -273,7 +280,7 @@ class Kernels:
         None where counts differ, or a parameter has no gradient, or moments are new.
         """
         assert self.shards is not None
-        if not all(bucket.moments_current and not bucket.missing for bucket in self.buckets):
+        if not all(bucket.beside.current and not bucket.missing for bucket in self.buckets):
             return None
         counts: set[Any] = {t for bucket in self.buckets for _, t in bucket.scalar_keys}
         counts |= {self.shards.state.get(weight, {}).get(STEP) for weight in self._empty}
@@ -319,8 +326,10 @@ class Kernels:
         in_buckets = [weight for bucket in self.buckets for weight in bucket.weights]
         known = set(map(id, (*in_buckets, *self._empty)))
         newcomers = False  # what shares memory was refused before, but for these
+        number = -1  # of the parameter, among all
         for index, group in enumerate(groups):
             for position, weight in enumerate(group["params"]):
+                number += 1
                 if not takes_part(weight):
                     frozen.append(weight)
                     continue
@@ -338,8 +347,9 @@ class Kernels:
                 of_all = (weight.device, weight.dtype, gradient_dtype, direction, pieces)
                 key = (id(backend), *of_all)
                 if key not in buckets:
-                    buckets[key] = Bucket(backend, *of_all)
-                buckets[key].add(weight, index, label)
+                    storage = self.formats.of(weight.dtype, direction)
+                    buckets[key] = Bucket(backend, *of_all, storage)
+                buckets[key].add(weight, index, label, number)
         if newcomers:
             check_no_shared_memory(groups)
         self.buckets, self._empty, self._frozen = list(buckets.values()), empty, frozen
@@ -360,12 +370,16 @@ class Kernels:
         sizes = step_size if isinstance(step_size, list) else [step_size] * len(groups)
         sign = -1.0 if groups[0]["maximize"] else 1.0
         for bucket in self.buckets:
-            bucket.scalars = []
+            all_made: list[Scalars] = []
             for index, t in bucket.scalar_keys:
                 relative = factors[index] / largest if largest > 0.0 else 0.0
                 size = sizes[index] * (relative if trial else factors[index])
                 facts = StepFacts(index, groups[index], t, size, relative, trial, sign)
-                bucket.scalars.append(self._direction.scalars(facts))
+                all_made.append(self._direction.scalars(facts))
+            if bucket.rounds:
+                keyed = zip(all_made, bucket.scalar_keys)
+                all_made = [made._replace(t=float(t)) for made, (_, t) in keyed]
+            bucket.scalars = all_made
 
     def _take_ratios(self, groups: Groups) -> None:
         """Compute LAMB's ratios, once in a step: at the weights before it."""
@@ -422,6 +436,7 @@ def _stands_at_the_step(bucket: Bucket, tried: list[Scalars]) -> bool:
     return (
         bucket.direction.trial_is_step
         and bucket.moved
+        and bucket.beside.masters is None  # which trials leave alone
         and all(
             now == then
             for (group, _), now, then in zip(bucket.scalar_keys, bucket.scalars, tried)

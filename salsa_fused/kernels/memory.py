@@ -64,15 +64,18 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def moment_like(weight: Tensor, value: Tensor | None = None) -> Tensor:
+def moment_like(
+    weight: Tensor, value: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return a moment that lies like its weight: same device and strides, fp32 (or float64).
 
     It is ``value`` itself where that lies so already, a copy of it where not, and zeros for None.
+    ``dtype``: another one.
 
     Raises:
         RuntimeError: ``value`` has another shape than the weight.
     """
-    dtype = compute_dtype(weight.dtype)
+    dtype = dtype or compute_dtype(weight.dtype)
     if value is not None and value.shape != weight.shape:
         raise RuntimeError(
             f"a weight has shape {tuple(weight.shape)} now, and its moments have "

@@ -10,6 +10,15 @@ from torch import Tensor
 
 from .memory import NO_MEMORY, has_memory, is_dense
 
+# what kernels are told of a row, in words of 64 bits: where each field stands
+MOST_MOMENTS = 3  # of any direction
+WEIGHT, GRADIENT, MOMENTS = 0, 1, 2
+SAVED_AT = MOMENTS + MOST_MOMENTS
+SCALARS_AT = SAVED_AT + 1
+MASTER_AT = SCALARS_AT + 1
+NUMBER_AT = MASTER_AT + 1  # of the parameter, among all of the optimizer
+ROW_FIELDS = NUMBER_AT + 1
+
 
 class Row(NamedTuple):
     """One weight of a bucket."""

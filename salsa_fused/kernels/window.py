@@ -1,6 +1,7 @@
 """Where a window of steps began: the weights as they were some steps ago.
 
-They stand in the optimizer's state, a tensor beside each weight.  No kernel but ``alignment`` reads
+They stand in the optimizer's state, a tensor beside each weight; in fp32 where that has a master,
+whose steps are too small for 16 bits.  No kernel but ``alignment`` reads
 them, and only a step that asks looks for them: to all others they cost memory alone.
 """
 
@@ -69,24 +70,26 @@ class WindowStarts:
         self,
         state: State,
         weights: Sequence[Tensor],
+        precise: Sequence[Tensor],
         stepped: Sequence[int],
         saved: Saved | None,
     ) -> None:
         """Make ready what :meth:`begin` enters; nothing that anybody sees is written.
 
         What is missing is made here, and so are copies of the rows that no search has saved: the
-        final write is about to move them.  ``stepped``: the rows whose window begins.
+        final write is about to move them.  ``precise``: the weights themselves, or their masters.
+        ``stepped``: the rows whose window begins.
         """
         self.new, copies, befores = [], [], []
         moved = frozenset() if saved is None else frozenset(saved.numbers)
         for row in stepped:
-            weight = weights[row]
-            before = saved.view(row) if saved is not None and row in moved else weight
+            weight, own = weights[row], precise[row]
+            before = saved.view(row) if saved is not None and row in moved else own
             start = state.get(weight, {}).get(WINDOW_START)
-            if start is not None and row in moved and has_room(weight, start):
+            if start is not None and row in moved and has_room(own, start):
                 self.new.append((weight, start, before))
                 continue
-            copies.append(empty_like(weight))
+            copies.append(empty_like(own))
             befores.append(before)
             self.new.append((weight, copies[-1], None))
         if copies:
@@ -142,6 +145,6 @@ def has_room(weight: Tensor, start: Tensor) -> bool:
     return lies_like(weight, start) and has_memory(start)
 
 
-def empty_like(weight: Tensor) -> Tensor:
-    """Return memory for a start."""
-    return torch.empty_like(weight, requires_grad=False)
+def empty_like(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return memory for a start; ``dtype``: another one than the weight's, as masters have."""
+    return torch.empty_like(weight, dtype=dtype, requires_grad=False)

@@ -1,8 +1,8 @@
 """What a backend is given: the rows of one bucket as one kernel goes over them, frozen.
 
 ``rows`` and ``chunks.raw`` are addresses and sizes as int64, for kernels in C++ or on a device: a
-row is ``ROW_FIELDS`` words, laid out as ``Row`` in ``csrc/rows.h``.  A row's gradient address is 0
-in a step in which it has no gradient, and no kernel touches it then.
+row is ``ROW_FIELDS`` words (rows.py), laid out as ``Row`` in ``csrc/rows.h``.  A row's gradient
+address is 0 in a step in which it has no gradient, and no kernel touches it then.
 """
 
 from __future__ import annotations
@@ -13,23 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunks import CHUNK_FIELDS as CHUNK_FIELDS
-from .chunks import Chunks
+from .beside import Beside
+from .chunks import CHUNK_FIELDS, Chunks
 from .directions import Direction, Scalars
 from .saved import Saved
 from .window import WindowStarts
-
-MOST_MOMENTS = 3  # of any direction
-WEIGHT, GRADIENT, MOMENTS = 0, 1, 2  # where the fields of a row stand
-SAVED_AT = MOMENTS + MOST_MOMENTS
-SCALARS_AT = SAVED_AT + 1
-ROW_FIELDS = SCALARS_AT + 1
 
 
 class Work(NamedTuple):
     """Tensors, addresses and numbers for one kernel.  Lists have an entry for every row."""
 
     direction: Direction
+    beside: Beside  # moments and masters, and how they are stored
     device: torch.device
     dtype: torch.dtype  # of weights, gradients and saved weights
     elements: int  # of all rows

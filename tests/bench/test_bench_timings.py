@@ -152,21 +152,21 @@ def test_peak_memory_is_what_tensors_take_at_once():
     assert with_peak_memory(run, CPU)[1] == pytest.approx(6 * MB, rel=0.01)
 
 
-def peak_and_state(method: Method) -> tuple[float, float]:
+def peak_and_held(method: Method) -> tuple[float, float]:
     _, figures = settled(heavy(), method, CPU)
-    return figures.peak, figures.state
+    return figures.peak, figures.held
 
 
-def test_the_state_of_adam_is_eight_bytes_a_parameter():
-    peak, state = peak_and_state(adamw("AdamW", "", 1e-3, fused=True))
-    assert state == pytest.approx(8.0, abs=0.01)
+def test_adam_holds_sixteen_bytes_a_parameter():
+    peak, held = peak_and_held(adamw("AdamW", "", 1e-3, fused=True))
+    assert held == pytest.approx(16.0, abs=0.01)
     assert 16 * 200_200 <= peak < 17 * 200_200
 
 
 @pytest.mark.parametrize("look_back, tensors", [(False, 1), (None, 2)])
 def test_fused_salsa_takes_the_saved_weights_and_the_windows_start_and_no_more(look_back, tensors):
-    ours, _ = peak_and_state(fused_salsa(look_back=look_back))
-    theirs, _ = peak_and_state(adamw("AdamW", "", 1e-3, fused=True))
+    ours, _ = peak_and_held(fused_salsa(look_back=look_back))
+    theirs, _ = peak_and_held(adamw("AdamW", "", 1e-3, fused=True))
     assert 0 <= ours - theirs < 4.1 * tensors * 200_200  # in fp32
 
 
@@ -221,7 +221,10 @@ def test_memory_writes_rows_and_a_table(tiny_workloads, tmp_path):
     assert steps.memory(arguments) == 0
     found = Results.read(arguments.json)
     assert found.rows_of("tiny", "to_fused")[steps.OURS].median >= 1.0
-    assert found.rows_of("tiny", "state")[steps.FUSED].median == pytest.approx(8.0, abs=0.1)
+    held = {name: row.median for name, row in found.rows_of("tiny", "held").items()}
+    wanted = {steps.FUSED: 16, steps.OURS: 20, f"{steps.OURS}, look_back=False": 16}
+    wanted |= {one.name: bytes_ for one, bytes_ in zip(steps.MEMORY_METHODS[-3:], (8, 16, 12))}
+    assert {name: held[name] for name in wanted} == pytest.approx(wanted, abs=0.1)
     assert "| AdamW, fused |" in to_markdown(by_case(found))
 
 

@@ -197,3 +197,43 @@ def state_dicts_of_dtensors():
     with pytest.raises(ValueError, match="number of parameter groups"):
         resumed.load_state_dict({**state, "param_groups": state["param_groups"][:1]})
     dist.barrier()
+
+
+@check(2)
+def masters_of_shards():
+    """bf16 shards with masters and bf16 moments, one of them empty: trained, saved, continued."""
+    halves = {"exp_avg_dtype": torch.bfloat16, "exp_avg_sq_dtype": torch.bfloat16}
+
+    def make(seed: int) -> tuple[nn.Module, FusedSaLSa]:
+        model = fsdp(build(torch.bfloat16, seed))
+        parameters = model.parameters()
+        return model, FusedSaLSa(parameters, module=model, master_weights=True, **halves)
+
+    model, optimizer = make(0)
+    rows = train(model, optimizer, BEFORE, parts=world(), part=rank())
+    assert_equal_on_all_ranks(rows)
+    assert rows[-1][0] < rows[0][0] and optimizer.backends == ("native",)
+    weights_of(model)  # sharded again
+    for parameter in model.parameters():
+        entry: Any = optimizer.state[parameter]
+        master = entry["master_param"].full_tensor()
+        assert master.dtype == torch.float32
+        assert torch.equal(master.bfloat16(), parameter.full_tensor())
+        dtypes = {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16}
+        dtypes["window_start"] = torch.float32
+        assert all(entry[name].dtype == dtype for name, dtype in dtypes.items())
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    path = folder() / "masters"
+    dcp.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=path)
+    expected = train(model, optimizer, AFTER, parts=world(), part=rank(), begin=BEFORE)
+
+    other, resumed = make(1)
+    of_model, of_optimizer = get_state_dict(other, resumed)
+    loaded = {"model": of_model, "optimizer": of_optimizer}
+    dcp.load(loaded, checkpoint_id=path)
+    set_state_dict(
+        other, resumed, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
+    )
+    found = train(other, resumed, AFTER, parts=world(), part=rank(), begin=BEFORE)
+    assert found == expected
+    assert torch.equal(weights_of(other), weights_of(model))

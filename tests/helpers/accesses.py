@@ -12,8 +12,11 @@ MOMENTS = {  # all, and those that are tried, of every direction with arithmetic
 
 
 def accesses(kernel: str, direction: str, dtype: str) -> tuple[int, int]:
-    """Loads and stores of a vector of weights; one of 16-bit weights needs two of each moment."""
-    moments, tried = (n if dtype == "fp32" else 2 * n for n in MOMENTS[direction])
+    """Loads and stores of a vector of weights; one of 16-bit weights needs two of each moment.
+
+    "mixed": each tensor in fp32 has one.
+    """
+    moments, tried = (2 * n if dtype in ("bf16", "fp16") else n for n in MOMENTS[direction])
     return {
         "first_trial": (2 + tried, 2),
         "next_trial": (2 + tried, 1),

@@ -63,6 +63,7 @@ def compiled(
     saved: bool = True,
     skip: bool = False,
     direction: str = "adam",
+    formats: int = 0,
     kernels: ModuleType | None = None,
     fusion: bool = False,
 ) -> Compiled:
@@ -85,6 +86,7 @@ def compiled(
         "THREADS": THREADS,
     }
     constants["DIRECTION"] = "adam" if direction == "lamb" else direction
+    constants["FORMATS"] = formats
     if direction != "lamb":
         constants["ratios"] = None
     if kernel == "step":
@@ -157,14 +159,17 @@ def cell(made: Compiled) -> str:
 
 NAME = re.compile(
     r"\d(first_trial|next_trial|step|norms|trust_ratios|alignment)_kernel(?:I(?:NS_\d+(\w+?)E)?"
-    r"(f|NS_4bf16E|NS_4fp16E)E)?"
+    r"(f|NS_4bf16E|NS_4fp16E|NS\w*_5MixedE)E)?"
 )
 
 
 def kernel_name(mangled: str) -> tuple[str, str, str]:
-    """(kernel, direction, dtype) of a function that nvcc has named; "sgd" and "fp32" for none."""
+    """(kernel, direction, dtype) of a function that nvcc has named; "sgd" and "fp32" for none.
+
+    "mixed": the launch says how each tensor is stored.
+    """
     kernel, direction, dtype = NAME.search(mangled).groups(default="")
-    found = next((name for name in ("bf16", "fp16") if name in dtype), "fp32")
+    found = next((name for name in ("bf16", "fp16", "Mixed") if name in dtype), "fp32").lower()
     return kernel, direction.lower() or "sgd", found
 
 

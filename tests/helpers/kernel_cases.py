@@ -14,6 +14,7 @@ from salsa_fused.kernels import DIRECTIONS as ALL_DIRECTIONS
 from salsa_fused.kernels import Kernels
 from salsa_fused.kernels.backends import forced_backends
 from salsa_fused.kernels.memory import compute_dtype, moment_like
+from salsa_fused.kernels.storage import Formats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIRECTIONS = tuple(ALL_DIRECTIONS)
@@ -24,6 +25,16 @@ GROUP = {
     **{"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     **{"maximize": False, "direction": "adam", "trust_clip": 1.0},
     **{"alpha": 5.0, "slow_beta": 0.99},
+}
+
+
+BF16 = torch.bfloat16
+FORMATS = {  # what is not stored as the defaults have it
+    "masters": Formats(True),
+    "masters, exp_avg": Formats(True, BF16),
+    "masters, exp_avg_sq": Formats(True, torch.float32, BF16),
+    "all": Formats(True, BF16, BF16),
+    "moments": Formats(False, BF16, BF16),
 }
 
 
@@ -59,7 +70,7 @@ def backend_named(name):
     return forced_backends(name)[0]
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "exp_avg_slow")
+MOMENTS = ("exp_avg", "exp_avg_sq", "exp_avg_slow", "master_param")
 
 
 def make_state(weights, t=7, seed=1):
@@ -87,9 +98,9 @@ def make_window(weights, state, seed=2, without=()):
     return state
 
 
-def alignment_of(backend, weights, groups=None, state=None):
+def alignment_of(backend, weights, groups=None, state=None, formats=None):
     """What the backend makes of <g, window_start - w>, before anything else in a step."""
-    kernels = Kernels(backend)
+    kernels = Kernels(backend, formats=formats)
     assert kernels.refresh(groups or [{**GROUP, "params": weights}], state)
     return math.fsum(part.item() for part in kernels.alignment())
 
@@ -115,14 +126,14 @@ def assert_aligned(backends, make):
         assert abs(alignment_of(backend, weights, groups, state) - expected) <= 1e-12 * scale
 
 
-def run(backend, weights, groups=None, state=None, eta=0.37, unit=None):
+def run(backend, weights, groups=None, state=None, eta=0.37, unit=None, formats=None):
     """first_trial, next_trial, final write; a copy of every tensor after each, and the slope.
 
     Of one unit's trials the final write has a step size for each group.
     """
     groups = groups or [{**GROUP, "params": weights}]
     state = {} if state is None else state
-    kernels = Kernels(backend)
+    kernels = Kernels(backend, formats=formats)
     seen = []
 
     def look():
@@ -162,13 +173,13 @@ def same_bits(a, b):
     )
 
 
-def assert_same_run(make, backends=("native", "reference"), device="cpu", unit=None):
+def assert_same_run(make, backends=("native", "reference"), device="cpu", unit=None, formats=None):
     """`make` builds (weights, groups, state) anew; both backends must leave the same bits.
 
     The first of the two runs on `device`, the other on the CPU.
     """
     (ours, slope), (theirs, their_slope) = (
-        run(backend, *moved(make(), place), unit=unit)
+        run(backend, *moved(make(), place), unit=unit, formats=formats)
         for backend, place in zip(backends, (device, "cpu"))
     )
     for step, (tensors, others) in enumerate(zip(ours, theirs)):

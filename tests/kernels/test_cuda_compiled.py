@@ -49,13 +49,14 @@ def test_accesses_and_spills(name):
     wanted = name.replace(".", "")
     code = by_kernel(dump("-sass", "-arch", f"sm_{wanted}"))
     assert {architecture for architecture, *_ in code} == {int(wanted)}
-    assert len(code) == 3 * (4 * len(MOMENTS) + 1) + 1
+    assert len(code) == 4 * (4 * len(MOMENTS) + 1) + 1
     for (architecture, *key), text in code.items():
         label = f"{key} sm_{architecture}"
         loads, stores = accesses(*key)
         found = len(re.findall(r"\bLDG\.E\.128", text)), len(re.findall(r"\bSTG\.E\.128", text))
         # a loop that the compiler unrolls has them several times
-        assert found[0] >= loads and found[0] * stores == found[1] * loads, label
+        assert found[0] >= loads, label
+        assert key[-1] == "mixed" or found[0] * stores == found[1] * loads, label
         assert not re.search(r"\b(?:LDL|STL)\b", text), label  # nothing spills
         assert not re.search(r"\bLD\.E|\bST\.E", text), label  # nor asks where an address lies
 
@@ -63,12 +64,12 @@ def test_accesses_and_spills(name):
 @needs_module
 @needs_cuobjdump
 def test_registers():
-    """At most 64: four blocks of 256 threads on every multiprocessor."""
+    """At most 64: four blocks of 256 threads on every multiprocessor; three of what is mixed."""
     usage = by_kernel(dump("-res-usage"))
     assert usage
     for key, text in usage.items():
         registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
-        assert int(registers) <= 64 and int(stack) == 0, key
+        assert int(registers) <= (80 if "mixed" in key else 64) and int(stack) == 0, key
 
 
 @needs_module

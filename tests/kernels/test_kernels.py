@@ -33,8 +33,8 @@ from salsa_fused.kernels import Kernels, direction_of
 from salsa_fused.kernels.bucket import Bucket
 from salsa_fused.kernels.directions import Scalars
 from salsa_fused.kernels.memory import is_dense, overlaps_itself
+from salsa_fused.kernels.rows import ROW_FIELDS
 from salsa_fused.kernels.saved import Saved
-from salsa_fused.kernels.work import ROW_FIELDS
 
 CSRC = Path(__file__).parent.parent.parent / "csrc"
 
@@ -184,7 +184,7 @@ extern "C" double run(int kernel, int direction, int dtype, int stream, std::int
                       double* partials) {
     const cpu::Launch launch{reinterpret_cast<Row*>(rows), reinterpret_cast<Chunk*>(chunks), n,
                              reinterpret_cast<Scalars*>(scalars), saved, Dtype(dtype),
-                             stream != 0, 1, direction, nullptr};
+                             stream != 0, 1, direction, nullptr, {0}};
     if (kernel == 0) return cpu::first_trial(launch, partials);
     if (kernel == 1) cpu::next_trial(launch);
     if (kernel == 2) cpu::step(launch);
@@ -230,9 +230,9 @@ def test_bits_whatever_the_instruction_set(dtype, direction, instruction_sets):
             w, g = (random_bits(1003, dtype, seed) for seed in (1, 2))
             moments = [np.abs(random_bits(1003, 0, seed)) for seed in (3, 4, 5)]
             saved = np.zeros_like(w)
-            rows = [[x.ctypes.data for x in (w, g, *moments)] + [0, 0]]
+            rows = [[x.ctypes.data for x in (w, g, *moments)] + [0, 0, 0, 0]]
             rows, chunks = np.array(rows), np.array([[0, 0, 600], [0, 600, 1003]])
-            scalars = [0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1, 0.9999, 0.0001, 8]
+            scalars = [0.9, 0.1, 0.999, 0.001, 5, 9, 1e-8, 0.01, 0.1, 1, 0.9999, 0.0001, 8, 1]
             scalars, partials = np.array(scalars, dtype=np.float32), np.zeros(4)
             arrays = (rows, chunks, scalars, saved, partials)
             pointers = [ctypes.c_void_p(x.ctypes.data) for x in arrays]

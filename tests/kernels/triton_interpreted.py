@@ -12,6 +12,7 @@ import pytest
 import torch
 from kernel_cases import (
     DIRECTIONS,
+    FORMATS,
     along,
     assert_aligned,
     assert_same_run,
@@ -42,6 +43,15 @@ def test_bits(dtype, direction):
         return weights, None, make_state(weights)
 
     assert_same_run(along(direction, make), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_of_what_is_stored_otherwise(dtype):
+    def make():
+        weights = make_weights([7, 2048, 4099], dtype, missing={1})
+        return weights, None, make_state(weights)
+
+    assert_same_run(make, BOTH, formats=FORMATS["all"])
 
 
 def test_alignment():

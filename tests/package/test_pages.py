@@ -34,6 +34,7 @@ BELOW = (
     "checkpoint.pt",
     "adam = torch.optim.AdamW",
     "torch.autocast(device, torch.bfloat16)",
+    "master_weights=True",
 )
 LOOPS = [
     "optimizer.step(closure)  # zero_grad",
@@ -113,6 +114,16 @@ def test_the_loops_train(text, names):
     exec(block_with(text), names)
     assert names["optimizer"].metrics()["steps"] == 40
     assert names["loss"] < 3.0
+
+
+def test_masters_and_16_bit_moments(names):
+    exec(block_with("master_weights=True"), names)
+    optimizer, model, inputs = names["optimizer"], names["model"], names["inputs"].bfloat16()
+    optimizer.step(lambda: names["loss_function"](model(inputs).float(), names["targets"]))
+    entry = next(iter(optimizer.state.values()))
+    dtypes = {name: x.dtype for name, x in entry.items() if name != "step"}
+    assert dtypes.pop("master_param") == dtypes.pop("window_start") == torch.float32
+    assert dtypes == {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16}
 
 
 def test_outputs(names):

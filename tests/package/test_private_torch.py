@@ -84,7 +84,7 @@ import salsa_fused
 assert not {"accelerate", "lightning", "pytorch_lightning", "transformers"} & sys.modules.keys()
 for package in (salsa_fused, salsa_fused.kernels, salsa_fused.kernels.backends):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if not module.name.endswith(("__main__", "triton_kernels", "triton_directions")):
+        if not module.name.endswith(("__main__", "_kernels", "_directions", "_rounding")):
             importlib.import_module(module.name)
 after = everything()
 for name, names in before.items():

@@ -172,6 +172,11 @@ class Instructions:
             beyond = f"{x} >> {bits - 1}" if head == "shr" and kind[0] == "s" else "0"
             shift = f"({unsigned}){x} << {n}" if head == "shl" else f"{x} >> {n}"
             return f"{n} >= {bits} ? {beyond} : {shift}"
+        if head == "bfe" and kind[0] == "u":  # some bits, of known places
+            at, length = map(int, given[1:])
+            if at < 0 or length < 0 or at + length > bits:
+                raise UnknownInstructionError("bits beyond the number")
+            return f"({self.value(given[0], kind)} >> {at}) & {hex(2**length - 1)}ull"
         x = [self.value(operand, kind) for operand in given]
         if head in ("min", "max"):
             return f"{x[0]} {'<' if head == 'min' else '>'} {x[1]} ? {x[0]} : {x[1]}"

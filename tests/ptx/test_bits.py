@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kernel_cases import (
     DIRECTIONS,
     DTYPES,
+    FORMATS,
     GROUP,
     alignment_of,
     along,
@@ -51,6 +52,32 @@ def test_over_sizes_and_states(dtype, direction, backend):
         return weights, None, make_state(weights[:5])
 
     assert_same_run(along(direction, make), (backend, "native"))
+
+
+HALF, SLOW = torch.bfloat16, pytest.mark.slow
+STORED = [
+    (HALF, "all", "adam"),
+    *[pytest.param(HALF, "all", one, marks=SLOW) for one in DIRECTIONS if one != "adam"],
+    *[pytest.param(HALF, one, "adam", marks=SLOW) for one in FORMATS if one != "all"],
+    pytest.param(HALF, "masters", "sgd", marks=SLOW),
+    pytest.param(torch.float16, "all", "adam", marks=SLOW),
+    pytest.param(torch.float32, "moments", "adam", marks=SLOW),
+]
+
+
+@on_one
+@pytest.mark.parametrize(("dtype", "formats", "direction"), STORED)
+def test_what_is_stored_otherwise(dtype, formats, direction, backend):
+    def make():
+        weights = make_weights(SIZES, dtype, missing={3})
+        return weights, None, make_window(weights, make_state(weights))
+
+    assert_same_run(along(direction, make), (backend, "native"), formats=FORMATS[formats])
+    ours, theirs = (
+        alignment_of(name, *along(direction, make)(), FORMATS[formats])
+        for name in (backend, "native")
+    )
+    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 @on_one

@@ -22,7 +22,7 @@ from kernel_cases import (
 
 from salsa_fused.kernels import backends
 from salsa_fused.kernels.chunks import CHUNK_FIELDS, Chunks
-from salsa_fused.kernels.work import GRADIENT, MOMENTS, ROW_FIELDS, SAVED_AT, WEIGHT
+from salsa_fused.kernels.rows import GRADIENT, MOMENTS, ROW_FIELDS, SAVED_AT, WEIGHT
 
 from .conftest import ONE
 

@@ -13,7 +13,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernel_cases import GROUP, along, assert_same_run, make_state, make_weights, side_by_side
+from kernel_cases import (
+    FORMATS,
+    GROUP,
+    along,
+    assert_same_run,
+    make_state,
+    make_weights,
+    side_by_side,
+)
 
 from salsa_fused.kernels import backends
 from salsa_fused.kernels.backends import triton as triton_backend
@@ -22,7 +30,7 @@ from salsa_fused.kernels.bucket import Bucket
 from .conftest import HERE, served
 from .instructions import UnknownInstructionError
 from .library import PtxError, Threads
-from .test_bits import assert_skips
+from .test_bits import CHUNK, assert_skips
 from .test_far import moved
 
 # what a test that turns red raises
@@ -42,6 +50,16 @@ def sizes(direction="adam", dtype=torch.float32):
 
 def neighbours(name, threads):
     assert_same_run(side_by_side, (name, "native"))
+
+
+def stored_otherwise(name, threads):
+    """With masters, and moments in bf16."""
+
+    def make():
+        weights = make_weights([2047, 9, CHUNK + 600], torch.bfloat16)
+        return weights, None, make_state(weights)
+
+    assert_same_run(make, (name, "native"), formats=FORMATS["all"])
 
 
 def groups(name, threads):
@@ -75,6 +93,7 @@ def far(name, threads):
         del served_backend.step
 
 
+FILES = ("directions", "rounding", "kernels")  # of Triton, each after those that it imports
 Change = tuple[str, str, str, Callable[[str, Threads], None]]  # file, text, other text, the check
 
 TRITON: dict[str, Change] = {
@@ -107,8 +126,8 @@ TRITON: dict[str, Change] = {
     "no decay": ("directions", "return u + c[WEIGHT_DECAY] * w", "return u", groups),
     "no mask": (
         "kernels",
-        "store(w_at + i, w - c[SIZE] * decayed(u, w, c), mask, DTYPE)",
-        "store(w_at + i, w - c[SIZE] * decayed(u, w, c), None, DTYPE)",
+        "store(w_at + i, after, mask, DTYPE)",
+        "store(w_at + i, after, None, DTYPE)",
         neighbours,
     ),
     "a flag that is not a number": (
@@ -143,14 +162,36 @@ TRITON: dict[str, Change] = {
         sizes(),
     ),
     "16 bits cut, not rounded": (
-        "kernels",
+        "rounding",
         "tl.store(pointer, x.to(DTYPE), mask=mask)",
         'tl.store(pointer, x.to(DTYPE, fp_downcast_rounding="rtz"), mask=mask)',
         sizes(dtype=torch.bfloat16),
     ),
-    "a slope without its factor": ("kernels", "if target is not None:  # the", "if 0:  #", groups),
+    "a slope without its factor": (
+        "kernels", "if N_SUMS == 1 and scalars is not None:  # the", "if 0:  #", groups,
+    ),
     "a missing barrier": ("ptx", "bar.sync \t0;", "", orders),
 }  # fmt: skip
+
+# the same for what is not stored as the defaults have it
+OF_STORAGE = {
+    "a moment rounded to nearest": (
+        "rounding",
+        "(x.to(tl.uint32, bitcast=True) + added)",
+        "(x.to(tl.uint32, bitcast=True) + 0x8000)",
+    ),
+    "the bits of another moment": ("rounding", "return SHIFTS[k]", "return SHIFTS[1 - k]"),
+    "another hash": ("rounding", "(x >> 16)) * FIRST", "(x >> 17)) * FIRST"),
+    "bits of another parameter": ("rounding", "(number + 1)", "(number * 0 + 1)"),
+    "bits of another chunk": ("kernels", "random_bits(key, start + i)", "random_bits(key, i)"),
+    "masters that stay": ("kernels", "tl.store(master_at + i, after, mask=mask)", "pass"),
+    "trials from the weights": (
+        "kernels",
+        "from_at = pointer_to(tl.load(row + MASTER_AT), start, tl.float32, UNIT)",
+        "from_at = w_at",
+    ),
+}
+TRITON |= {name: (*change, stored_otherwise) for name, change in OF_STORAGE.items()}
 
 
 def zero_gradients(name):
@@ -188,10 +229,10 @@ def module_of(path: Path, name: str) -> ModuleType:
 
 @contextmanager
 def changed(folder: Path, file: str, text: str, other: str, monkeypatch) -> Iterator[None]:
-    """Within it the backend launches kernels with other text in one of their two files."""
+    """Within it the backend launches kernels with other text in one of their files."""
     places = {}
     here = Path(triton_backend.__file__).parent
-    for name in ("directions", "kernels"):
+    for name in FILES:
         source = (here / f"triton_{name}.py").read_text()
         if name == file:
             assert source.count(text) == 1, source.count(text)
@@ -199,12 +240,11 @@ def changed(folder: Path, file: str, text: str, other: str, monkeypatch) -> Iter
         source = source.replace("from ..", "from salsa_fused.kernels.").replace(
             "salsa_fused.kernels. import", "salsa_fused.kernels import"
         )
-        source = source.replace("from .triton_directions", "from changed_directions")
+        source = source.replace("from .triton_", "from changed_")
         places[name] = folder / f"changed_{name}.py"
         places[name].write_text(source)
     try:
-        module_of(places["directions"], "changed_directions")
-        kernels = module_of(places["kernels"], "changed_kernels")
+        *_, kernels = [module_of(places[name], f"changed_{name}") for name in FILES]
         monkeypatch.setattr(triton_backend, "_kernels", lambda: kernels)
         triton_backend._compiled.clear()
         triton_backend._constants.cache_clear()
@@ -213,8 +253,8 @@ def changed(folder: Path, file: str, text: str, other: str, monkeypatch) -> Iter
         monkeypatch.undo()
         triton_backend._compiled.clear()
         triton_backend._constants.cache_clear()
-        for name in ("changed_directions", "changed_kernels"):
-            sys.modules.pop(name, None)
+        for name in FILES:
+            sys.modules.pop(f"changed_{name}", None)
 
 
 def test_the_checks_pass_without_a_change(triton, threads, tmp_path, monkeypatch):
@@ -226,7 +266,9 @@ def test_the_checks_pass_without_a_change(triton, threads, tmp_path, monkeypatch
         unaligned("triton")
 
 
-@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in OF_STORAGE else n for n in TRITON]
+)
 def test_a_change_of_triton_kernels_is_noticed(name, triton, threads, tmp_path, monkeypatch):
     file, text, other, check = TRITON[name]
     if name == "fusion":
@@ -274,6 +316,9 @@ CUDA: dict[str, Change] = {
     ),
     "a flag that is not a number": (
         "cuda_kernels.cu", "!(*launch.skip == 0.0f)", "*launch.skip > 0.0f", skipped,
+    ),
+    "masters that stay": (
+        "cuda_mixed.h", "if (kMoves == Moves::step &&", "if (false &&", stored_otherwise,
     ),
 }  # fmt: skip
 

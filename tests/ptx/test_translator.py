@@ -61,6 +61,7 @@ def test_a_kernel(threads):
             "shr.u64 %rd5, %rd5, 32; cvt.u32.u64 %r1, %rd5;",
             [0, 0, -1],
         ),
+        ("ld.global.b32 %r2, [%rd2]; bfe.u32 %r1, %r2, 1, 5;", [0, 1, 31]),
     ],
 )
 def test_integers(threads, body, expected):
@@ -112,6 +113,8 @@ def test_a_16_bit_number_and_an_fp32_one(threads):
         "bar.sync 1;",
         "shfl.sync.down.b32 %r1, %r2, 1, 31, -1;",
         "atom.global.add.f32 %f1, [%rd2], %f2;",
+        "bfe.u32 %r1, %r2, %r3, 5;",
+        "bfe.s32 %r1, %r2, 1, 5;",
         "something.new %r1, %r2;",
     ],
 )

@@ -1,6 +1,6 @@
 """Backend ``native`` on the CPU: the kernels in C++ (``csrc/``), one parallel region each.
 
-For dense fp32, bf16 and fp16 weights, with moments in fp32.  The compiled module knows nothing of
+For dense fp32, bf16 and fp16 weights.  The compiled module knows nothing of
 torch: it is handed addresses and sizes.
 """
 
@@ -53,7 +53,8 @@ class CpuBackend:
     def first_trial(self, work: Work) -> Tensor:
         saved = work.saved
         assert compiled.module is not None and saved is not None
-        compiled.module.cpu_advise_huge_pages(saved.memory.data_ptr(), saved.memory.nbytes)
+        if saved.memory is not None:
+            compiled.module.cpu_advise_huge_pages(saved.memory.data_ptr(), saved.memory.nbytes)
         partials = array("d", bytes(8 * work.chunks.count))
         slope = _ready("cpu_first_trial", work, partials.buffer_info()[0])()
         saved.filled = True
@@ -83,7 +84,7 @@ class CpuBackend:
 
 def _ready(kernel: str, work: Work, *arguments: float, writes: bool = True) -> Callable[[], Any]:
     """Return a function that runs the kernel on this work."""
-    saved = None if work.saved is None else work.saved.memory
+    saved = None if work.saved is None else work.saved.memory  # of weights with masters None, too
     assert compiled.module is not None
     launch = compiled.module.CpuLaunch(
         work.rows.buffer_info()[0],
@@ -96,6 +97,7 @@ def _ready(kernel: str, work: Work, *arguments: float, writes: bool = True) -> C
         torch.get_num_threads(),
         CODES[work.direction.arithmetic],
         0 if work.ratios is None else work.ratios.data_ptr(),
+        work.beside.code,
     )
     run = partial(getattr(compiled.module, kernel), launch, *arguments)
     return partial(_run, run, work, writes=writes)

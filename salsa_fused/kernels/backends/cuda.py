@@ -124,7 +124,7 @@ def _ready(
     with on_device(work.device) as stream:
         rows, chunks = table_on_device(work, stream)
         scalars = send(work.raw_scalars, work.device) if with_scalars else None
-    saved = None if work.saved is None else work.saved.memory
+    saved = None if work.saved is None else work.saved.memory  # of weights with masters None, too
     launch = module.CudaLaunch(
         rows.data_ptr(),
         chunks.data_ptr(),
@@ -138,6 +138,7 @@ def _ready(
         stream or 0,
         CODES[work.direction.arithmetic],
         0 if work.ratios is None else work.ratios.data_ptr(),
+        work.beside.code,
     )
     run = partial(getattr(module, kernel), launch, *arguments)
     return partial(_run, run, work, (rows, chunks, scalars), writes=writes)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..directions import Scalars, decayed
 from ..memory import compute_dtype
+from ..rounding import key_of, random_bits, rounded_at_random
 from ..work import Work
 
 
@@ -38,12 +39,13 @@ class ReferenceBackend:
     def first_trial(self, work: Work) -> Tensor:
         assert work.saved is not None
         slope = torch.zeros((), dtype=_widest(work.device), device=work.device)
-        for number in work.rows_with_gradient():
-            work.saved.view(number).copy_(work.weights[number])
+        if work.beside.masters is None:
+            for number in work.rows_with_gradient():
+                work.saved.view(number).copy_(work.weights[number])
         work.saved.filled = True
         for row in _rows(work):
             d = work.direction.tried(row.g, row.moments, row.c)
-            row.weight.copy_(row.weight.to(d.dtype).sub(d.mul(row.size)))
+            row.weight.copy_(row.before(work).sub(d.mul(row.size)))
             slope += _sum(row.g.mul(d)) * row.slope_scale
         return slope
 
@@ -57,8 +59,9 @@ class ReferenceBackend:
         for row in _rows(work):
             w = row.before(work)
             update, moments = work.direction.update(row.g, row.moments, row.c)
-            written.append((row.weight, w.sub(decayed(update, w, row.c).mul_(row.size))))
-            written += zip(row.moments, moments)
+            new = w.sub(decayed(update, w, row.c).mul_(row.size))
+            written += [(old, new) for old in row.written]
+            written += zip(row.stored, row.rounded(moments, work))
         for i, (old, new) in enumerate(written):
             new = new.to(old.dtype)
             if work.skip is not None:
@@ -79,7 +82,8 @@ class ReferenceBackend:
     def alignment(self, work: Work) -> Tensor:
         dtype = compute_dtype(work.dtype)
         total = torch.zeros((), dtype=_widest(work.device), device=work.device)
-        for weight, g, start in zip(work.weights, work.gradients, work.window.tensors):
+        precise: list[Any] = work.weights if work.beside.masters is None else work.beside.masters
+        for weight, g, start in zip(precise, work.gradients, work.window.tensors):
             if g is not None and start is not None:
                 back = start.to(dtype).sub(weight.detach().to(dtype))
                 total += _sum(g.to(dtype).mul(back))
@@ -94,7 +98,7 @@ def squared_norms(work: Work) -> Tensor:
     widest = _widest(work.device)
     squares = torch.zeros(len(work.weights), 2, dtype=widest, device=work.device)
     for row in _rows(work):
-        w = row.weight.to(row.g.dtype)
+        w = row.written[0].to(row.g.dtype)
         update, _ = work.direction.update(row.g, row.moments, row.c)
         for place, x in enumerate((w, decayed(update, w, row.c))):
             squares[row.number, place] = x.to(widest).square().sum()
@@ -104,7 +108,9 @@ def squared_norms(work: Work) -> Tensor:
 class _Row(NamedTuple):
     number: int
     weight: Tensor
-    g: Tensor  # in the precision of the arithmetic
+    written: list[Tensor]  # by the step: the weight, after its master where it has one
+    g: Tensor  # in the precision of the arithmetic, as `moments`
+    stored: list[Tensor]  # the moments as they lie there
     moments: list[Tensor]
     c: Scalars
     ratio: Tensor | None  # LAMB's
@@ -119,8 +125,18 @@ class _Row(NamedTuple):
 
     def before(self, work: Work) -> Tensor:
         """Return the weights before the step, in the precision of the arithmetic."""
-        weight = self.weight if work.saved is None else work.saved.view(self.number)
+        weight = self.written[0] if work.saved is None else work.saved.view(self.number)
         return weight.to(self.g.dtype)
+
+    def rounded(self, moments: list[Tensor], work: Work) -> list[Tensor]:
+        """Return the moments as they are stored, the bf16 ones rounded at random."""
+        if not work.beside.storage.rounds:
+            return moments
+        key = key_of(work.beside.numbers[self.number], self.c.t)
+        return [
+            rounded_at_random(new, random_bits(old, key), k) if old.dtype != new.dtype else new
+            for k, (old, new) in enumerate(zip(self.stored, moments))
+        ]
 
 
 def _rows(work: Work) -> Iterator[_Row]:
@@ -130,14 +146,18 @@ def _rows(work: Work) -> Iterator[_Row]:
     if dtype == torch.float32:  # each number is rounded once
         scalars = [Scalars(*[ctypes.c_float(x).value for x in one]) for one in scalars]
     for number in work.rows_with_gradient():
-        gradient = work.gradients[number]
-        moments = [of_all[number] for of_all in work.moments]
+        gradient, weight = work.gradients[number], work.weights[number]
+        master = None if work.beside.masters is None else work.beside.masters[number]
+        found = [of_all[number] for of_all in work.moments]
+        stored = [moment for moment in found if moment is not None]
         assert gradient is not None
         yield _Row(
             number,
-            work.weights[number],
+            weight,
+            [weight] if master is None else [master, weight],
             gradient.to(dtype),
-            [moment for moment in moments if moment is not None],
+            stored,
+            [moment.to(dtype) for moment in stored],
             scalars[work.scalars_of[number]],
             None if work.ratios is None else work.ratios[number],
         )

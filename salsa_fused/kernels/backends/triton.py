@@ -103,14 +103,17 @@ def _ready(
     Returns:
         A function that launches it.
     """
-    kernel, device, constants = getattr(_kernels(), name), work.device, _constants(work.dtype)
-    if with_scalars:  # else it is one kernel for all directions
-        constants = {**constants, "DIRECTION": work.direction.arithmetic}
+    kernel, device = getattr(_kernels(), name), work.device
+    direction: str | None = work.direction.arithmetic
+    formats = work.beside.code
+    if not with_scalars:  # one kernel for all directions, which reads no moment
+        direction, formats = None, formats & 1
+    constants = _constants(work.dtype, direction, formats)
     with on_device(device) as stream:
         scalars = (send(work.raw_scalars, device),) if with_scalars else ()
         arguments = (*table_on_device(work, stream), *scalars, *tensors, work.chunks.n_vector)
         given = [tensor is None for tensor in tensors]
-        variant = (name, work.dtype, work.direction.arithmetic, device, *given)
+        variant = (name, work.dtype, direction, formats, device, *given)
         if variant not in _compiled:
             compile_only(kernel, arguments, constants)
             _compiled.add(variant)
@@ -140,12 +143,14 @@ def compile_only(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, A
 
 
 @cache
-def _constants(dtype: torch.dtype) -> dict[str, Any]:
-    return {
+def _constants(dtype: torch.dtype, direction: str | None, formats: int) -> dict[str, Any]:
+    constants = {
         "DTYPE": _kernels().DTYPES[dtype],
         "VECTOR": TritonBackend.vector_bytes // dtype.itemsize,
+        "FORMATS": formats,
         **_options(),
     }
+    return constants if direction is None else {**constants, "DIRECTION": direction}
 
 
 def _options() -> dict[str, Any]:

@@ -24,6 +24,7 @@ EPS, WEIGHT_DECAY = _place("eps"), _place("weight_decay")
 SIZE, SLOPE_SCALE = _place("size"), _place("slope_scale")
 SLOW_BETA, ONE_MINUS_SLOW_BETA = _place("slow_beta"), _place("one_minus_slow_beta")
 ALPHA = _place("alpha")
+STEP = _place("t")
 SCALAR_FIELDS = tl.constexpr(len(Scalars._fields))
 
 

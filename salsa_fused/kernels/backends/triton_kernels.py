@@ -15,29 +15,32 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import work
+from .. import chunks as chunk_layout
+from .. import rows as row_layout
 from .triton_directions import (
     SCALAR_FIELDS,
     SIZE,
     SLOPE_SCALE,
+    STEP,
     decayed,
     n_kept,
     n_tried,
     tried,
     update,
 )
+from .triton_rounding import key_of, random_bits, store, store_at_random
 
-WEIGHT = tl.constexpr(work.WEIGHT)
-GRADIENT = tl.constexpr(work.GRADIENT)
-MOMENTS = tl.constexpr(work.MOMENTS)
-SAVED_AT = tl.constexpr(work.SAVED_AT)
-SCALARS_AT = tl.constexpr(work.SCALARS_AT)
-ROW_FIELDS = tl.constexpr(work.ROW_FIELDS)
-CHUNK_FIELDS = tl.constexpr(work.CHUNK_FIELDS)
+WEIGHT = tl.constexpr(row_layout.WEIGHT)
+GRADIENT = tl.constexpr(row_layout.GRADIENT)
+MOMENTS = tl.constexpr(row_layout.MOMENTS)
+SAVED_AT = tl.constexpr(row_layout.SAVED_AT)
+SCALARS_AT = tl.constexpr(row_layout.SCALARS_AT)
+MASTER_AT = tl.constexpr(row_layout.MASTER_AT)
+NUMBER_AT = tl.constexpr(row_layout.NUMBER_AT)
+ROW_FIELDS = tl.constexpr(row_layout.ROW_FIELDS)
+CHUNK_FIELDS = tl.constexpr(chunk_layout.CHUNK_FIELDS)
 
 SINGLES = tl.constexpr(2)  # elements a thread holds of an unaligned chunk: more cost registers
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # on the CPU, without a compiler
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -60,6 +63,11 @@ def pointer_to(tensor, start, DTYPE: tl.constexpr, UNIT: tl.constexpr):
     return pointer
 
 
+@triton.constexpr_function
+def moment_dtype(formats: int, k: int):
+    return tl.bfloat16 if formats & (2 << k) else tl.float32
+
+
 @triton.jit
 def scalars_of(scalars, ratios, row, number):
     """A row's; its ratio (LAMB's) scales what is tried or applied, and so the slope."""
@@ -80,12 +88,13 @@ def scalars_of(scalars, ratios, row, number):
 def over_chunk(
     VISIT: tl.constexpr, N_MOMENTS: tl.constexpr, N_SUMS: tl.constexpr, rows, chunks, scalars,
     ratios, source, target, starts, skip, partials, DTYPE: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr, DIRECTION: tl.constexpr,
+    BLOCK: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     """Call ``VISIT`` for every ``BLOCK`` elements of this program's chunk; store what it adds up.
 
     source, target: saved weights that are read in place of the weights, or written; starts: where
     the weights lie as the window began.  What a kernel does without is None, or 0 of them.
+    FORMATS: ``Storage.code``; masters take the place of saved weights.
     """
     chunk = chunks + tl.program_id(0) * CHUNK_FIELDS
     number = tl.load(chunk)
@@ -99,20 +108,27 @@ def over_chunk(
     w_at = pointer_to(tl.load(row + WEIGHT), start, DTYPE, UNIT)
     g_at = pointer_to(tl.load(row + GRADIENT), start, DTYPE, UNIT)
     from_at, other_at = w_at, w_at
-    if source is not None:
+    if FORMATS & 1:
+        from_at = pointer_to(tl.load(row + MASTER_AT), start, tl.float32, UNIT)
+        other_at = from_at
+    elif source is not None:
         from_at = pointer_to(source, tl.load(row + SAVED_AT) + start, DTYPE, UNIT)
     if target is not None:
         other_at = pointer_to(target, tl.load(row + SAVED_AT) + start, DTYPE, UNIT)
     if starts is not None:
         address = tl.load(starts + number)
         size = tl.where(address == 0, 0, size)
-        other_at = pointer_to(address, start, DTYPE, UNIT)
+        other_at = pointer_to(address, start, tl.float32 if FORMATS & 1 else DTYPE, UNIT)
     moments_at = ()
     for k in tl.static_range(N_MOMENTS):
-        moments_at += (pointer_to(tl.load(row + MOMENTS + k), start, tl.float32, UNIT),)
+        moment = tl.load(row + MOMENTS + k)
+        moments_at += (pointer_to(moment, start, moment_dtype(FORMATS, k), UNIT),)
     c = ()
     if scalars is not None:
         c = scalars_of(scalars, ratios, row, number)
+    key = number  # which nothing reads where no moment is rounded at random
+    if FORMATS > 1:
+        key = key_of(tl.load(row + NUMBER_AT), c[STEP])
     sums = ()  # side by side, one for each thread: in the same order in every run
     for _ in tl.static_range(N_SUMS):
         sums += (tl.zeros([BLOCK // UNIT], tl.float64),)
@@ -125,13 +141,13 @@ def over_chunk(
         g = tl.load(g_at + i, mask=mask).to(tl.float32)
         m = ()
         for k in tl.static_range(N_MOMENTS):
-            m += (tl.load(moments_at[k] + i, mask=mask),)
-        at = (w_at, other_at, moments_at, i, mask)
-        sums = VISIT(at, stored, g, m, c, sums, DTYPE, DIRECTION)
+            m += (tl.load(moments_at[k] + i, mask=mask).to(tl.float32),)
+        at = (w_at, other_at, moments_at, i, mask, start, key)
+        sums = VISIT(at, stored, g, m, c, sums, DTYPE, DIRECTION, FORMATS)
         base += BLOCK
     for k in tl.static_range(N_SUMS):
         total = tl.sum(sums[k], axis=0)
-        if target is not None:  # the slope
+        if N_SUMS == 1 and scalars is not None:  # the slope
             total *= c[SLOPE_SCALE].to(tl.float64)
         tl.store(partials + N_SUMS * tl.program_id(0) + k, total)
 
@@ -140,17 +156,17 @@ def over_chunk(
 def over_chunks(
     VISIT: tl.constexpr, N_MOMENTS: tl.constexpr, N_SUMS: tl.constexpr, rows, chunks, scalars,
     ratios, source, target, starts, skip, partials, n_vector, DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(0) < n_vector:
         over_chunk(
             VISIT, N_MOMENTS, N_SUMS, rows, chunks, scalars, ratios, source, target, starts, skip,
-            partials, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION,
+            partials, DTYPE, VECTOR, VECTOR * THREADS, DIRECTION, FORMATS,
         )  # fmt: skip
     else:
         over_chunk(
             VISIT, N_MOMENTS, N_SUMS, rows, chunks, scalars, ratios, source, target, starts, skip,
-            partials, DTYPE, 1, SINGLES * THREADS, DIRECTION,
+            partials, DTYPE, 1, SINGLES * THREADS, DIRECTION, FORMATS,
         )  # fmt: skip
 
 
@@ -161,23 +177,16 @@ def added(sums, x, mask):
     return sums + tl.sum(tl.reshape(wide, [sums.shape[0], x.shape[0] // sums.shape[0]]), axis=1)
 
 
-@triton.jit
-def store(pointer, x, mask, DTYPE: tl.constexpr):
-    """Round to nearest, ties to even."""
-    if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
-        bits = x.to(tl.uint32, bitcast=True)
-        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-        x = tl.where(x == x, nearest, x)
-    tl.store(pointer, x.to(DTYPE), mask=mask)
-
-
 # -- first_trial: reads w, g, moments; writes saved, w and a partial slope -----------------------
 
 
 @triton.jit
-def visit_first(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr):
-    w_at, saved_at, _, i, mask = at
-    tl.store(saved_at + i, stored, mask=mask)
+def visit_first(
+    at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
+):  # fmt: skip
+    w_at, saved_at, _, i, mask, _, _ = at
+    if not FORMATS & 1:
+        tl.store(saved_at + i, stored, mask=mask)
     d = tried(g, m, c, DIRECTION)
     store(w_at + i, stored.to(tl.float32) - c[SIZE] * d, mask, DTYPE)
     return (added(sums[0], g * d, mask),)
@@ -186,11 +195,11 @@ def visit_first(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.co
 @triton.jit(do_not_specialize=["n_vector"])
 def first_trial(
     rows, chunks, scalars, saved, ratios, partials, n_vector, DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     over_chunks(
         visit_first, n_tried(DIRECTION), 1, rows, chunks, scalars, ratios, None, saved, None,
-        None, partials, n_vector, DTYPE, VECTOR, THREADS, DIRECTION,
+        None, partials, n_vector, DTYPE, VECTOR, THREADS, DIRECTION, FORMATS,
     )  # fmt: skip
 
 
@@ -198,8 +207,10 @@ def first_trial(
 
 
 @triton.jit
-def visit_next(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr):
-    w_at, _, _, i, mask = at
+def visit_next(
+    at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
+):  # fmt: skip
+    w_at, _, _, i, mask, _, _ = at
     w = stored.to(tl.float32)
     store(w_at + i, w - c[SIZE] * tried(g, m, c, DIRECTION), mask, DTYPE)
     return sums
@@ -208,11 +219,11 @@ def visit_next(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.con
 @triton.jit(do_not_specialize=["n_vector"])
 def next_trial(
     rows, chunks, scalars, saved, ratios, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    THREADS: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     over_chunks(
         visit_next, n_tried(DIRECTION), 0, rows, chunks, scalars, ratios, saved, None, None, None,
-        None, n_vector, DTYPE, VECTOR, THREADS, DIRECTION,
+        None, n_vector, DTYPE, VECTOR, THREADS, DIRECTION, FORMATS,
     )  # fmt: skip
 
 
@@ -220,24 +231,34 @@ def next_trial(
 
 
 @triton.jit
-def visit_step(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr):
-    w_at, _, moments_at, i, mask = at
+def visit_step(
+    at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
+):  # fmt: skip
+    w_at, master_at, moments_at, i, mask, start, key = at
     w = stored.to(tl.float32)
     u, m = update(g, m, c, DIRECTION)
+    if FORMATS > 1:
+        random = random_bits(key, start + i)
     for k in tl.static_range(n_kept(DIRECTION)):
-        tl.store(moments_at[k] + i, m[k], mask=mask)
-    store(w_at + i, w - c[SIZE] * decayed(u, w, c), mask, DTYPE)
+        if FORMATS & (2 << k):
+            store_at_random(moments_at[k] + i, m[k], mask, random, k)
+        else:
+            tl.store(moments_at[k] + i, m[k], mask=mask)
+    after = w - c[SIZE] * decayed(u, w, c)
+    if FORMATS & 1:
+        tl.store(master_at + i, after, mask=mask)
+    store(w_at + i, after, mask, DTYPE)
     return sums
 
 
 @triton.jit(do_not_specialize=["n_vector"])
 def step(
     rows, chunks, scalars, saved, ratios, skip, n_vector, DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    VECTOR: tl.constexpr, THREADS: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     over_chunks(
         visit_step, n_kept(DIRECTION), 0, rows, chunks, scalars, ratios, saved, None, None, skip,
-        None, n_vector, DTYPE, VECTOR, THREADS, DIRECTION,
+        None, n_vector, DTYPE, VECTOR, THREADS, DIRECTION, FORMATS,
     )  # fmt: skip
 
 
@@ -245,7 +266,9 @@ def step(
 
 
 @triton.jit
-def visit_norms(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr):
+def visit_norms(
+    at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
+):  # fmt: skip
     mask = at[4]
     w = stored.to(tl.float32)
     u, _ = update(g, m, c, DIRECTION)
@@ -256,11 +279,11 @@ def visit_norms(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.co
 @triton.jit(do_not_specialize=["n_vector"])
 def norms(
     rows, chunks, scalars, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr, DIRECTION: tl.constexpr,
+    THREADS: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     over_chunks(
         visit_norms, n_kept(DIRECTION), 2, rows, chunks, scalars, None, None, None, None, None,
-        partials, n_vector, DTYPE, VECTOR, THREADS, DIRECTION,
+        partials, n_vector, DTYPE, VECTOR, THREADS, DIRECTION, FORMATS,
     )  # fmt: skip
 
 
@@ -292,8 +315,10 @@ def trust_ratios(partials, chunk_ranges, clip, ratios, THREADS: tl.constexpr):
 
 
 @triton.jit
-def visit_alignment(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr):
-    _, start_at, _, i, mask = at
+def visit_alignment(
+    at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: tl.constexpr, FORMATS: tl.constexpr,
+):  # fmt: skip
+    _, start_at, _, i, mask, _, _ = at
     w = stored.to(tl.float32)
     start = tl.load(start_at + i, mask=mask).to(tl.float32)
     return (added(sums[0], g * (start - w), mask),)
@@ -302,9 +327,9 @@ def visit_alignment(at, stored, g, m, c, sums, DTYPE: tl.constexpr, DIRECTION: t
 @triton.jit(do_not_specialize=["n_vector"])
 def alignment(
     rows, chunks, starts, partials, n_vector, DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    THREADS: tl.constexpr,
+    THREADS: tl.constexpr, FORMATS: tl.constexpr,
 ):  # fmt: skip
     over_chunks(
         visit_alignment, 0, 1, rows, chunks, None, None, None, None, starts, None, partials,
-        n_vector, DTYPE, VECTOR, THREADS, None,
+        n_vector, DTYPE, VECTOR, THREADS, None, FORMATS,
     )  # fmt: skip

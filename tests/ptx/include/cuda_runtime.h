@@ -13,6 +13,9 @@
 #define __launch_bounds__(...)
 #define __builtin_assume(...)
 
+struct uint2 {
+    unsigned x, y;
+};
 struct uint4 {
     unsigned x, y, z, w;
 };
