@@ -33,7 +33,7 @@ struct Place {
 
     Place(Dtype dtype, std::int64_t tensor, std::int64_t element)
         : dtype(dtype),
-          address(reinterpret_cast<char*>(tensor) + element * (dtype == Dtype::fp32 ? 4 : 2)) {}
+          address(reinterpret_cast<void*>(tensor + element * (dtype == Dtype::fp32 ? 4 : 2))) {}
 
     bool wide() const { return dtype == Dtype::fp32; }
 
@@ -67,7 +67,9 @@ void for_each_mixed_block(const Launch& launch, const Kernel& kernel) {
     const Formats formats = launch.formats;
     const auto saved = reinterpret_cast<std::int64_t>(launch.saved);
     by_direction(launch.direction, [&](auto direction) {
-        constexpr int kMoments = decltype(direction)::kMoments;
+        using D = decltype(direction);
+        constexpr bool kTrial = kUse == Use::first_trial || kUse == Use::next_trial;
+        constexpr int kMoments = kTrial ? D::kTried : D::kMoments;
         for_each_span(launch, [&](const Row& row, const Span& span, std::int64_t k) {
             float weights[kPart], befores[kPart], gradients[kPart], moments[kMostMoments][kPart];
             const Scalars c = scalars_of(launch.scalars, row, launch.ratios, span.row);

@@ -128,9 +128,9 @@ class FusedSaLSa(Checkpoints, Searching):
     The state of the search is plain numbers in every parameter group, so that checkpoints carry
     it: ``step_size``, ``smoothed_decrease`` (:math:`h`), ``smoothed_slope`` (:math:`s`),
     ``period`` and counters; equal in all groups, except what is a unit's own.  Per parameter the
-    state is Adam's, ``step`` (int), ``exp_avg`` and ``exp_avg_sq`` (fp32; float64 for float64
-    weights), or the direction's (``"sgd"`` has none); ``master_param`` where there is one; and
-    ``window_start`` like the weight, or its master, where steps look back.
+    state is Adam's, ``step`` (int), ``exp_avg`` and ``exp_avg_sq`` (fp32, or as asked for;
+    float64 for float64 weights), or the direction's (``"sgd"`` has none); ``master_param`` where
+    there is one; and ``window_start`` like the weight, or its master, where steps look back.
 
     Raises:
         TypeError, ValueError: an argument or a parameter that cannot be used; the message names
