@@ -172,11 +172,13 @@ class Case(NamedTuple):
     threads: int | None = None
 
 
-TENSORS = 150
-CPU_MODELS = {  # the number of parameters, and whether caches are cold
-    "25 M parameters": (25_000_000, True),
-    "0.5 M parameters, cold caches": (500_000, True),
-    "0.5 M parameters, warm caches": (500_000, False),
+TENSORS, MANY, FEW = 150, 25_000_000, 500_000  # parameters
+CPU_MODELS = {  # how many, whether caches are cold, and the dtype of weights and gradients
+    "25 M parameters": (MANY, True, torch.float32),
+    "0.5 M parameters, cold caches": (FEW, True, torch.float32),
+    "0.5 M parameters, warm caches": (FEW, False, torch.float32),
+    "25 M parameters, bf16": (MANY, True, torch.bfloat16),
+    "25 M parameters, fp16": (MANY, True, torch.float16),
 }
 GPU_MODELS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
     "BERT-base, fp32": (lambda: networks.bert(networks.bert_config()), torch.float32),
@@ -188,10 +190,10 @@ GPU_MODELS: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
 
 def cpu_cases(threads: Sequence[int]) -> Iterator[Case]:
     for count in threads:
-        for title, (size, cold) in CPU_MODELS.items():
+        for title, (size, cold, dtype) in CPU_MODELS.items():
             shapes = [torch.Size([size // TENSORS])] * TENSORS
             title = f"{title}, {count} {'thread' if count == 1 else 'threads'}"
-            yield Case(title, shapes, cold=cold, threads=count)
+            yield Case(title, shapes, dtype, cold, threads=count)
 
 
 def gpu_cases() -> Iterator[Case]:
@@ -226,8 +228,7 @@ def measure(
     together: bool,
 ) -> Results:  # fmt: skip
     """Time all calls of every case, `together` in turn or one after the other."""
-    rows: list[Row] = []
-    missing: dict[str, str] = {}
+    rows, missing = list[Row](), dict[str, str]()
     gpu, flush = device.type == "cuda", torch.zeros(FLUSH_BYTES[device.type] // 4, device=device)
     timer: Callable[..., float] = device_time if gpu else host_time
     groups = [found] if together else [{name: timed} for name, timed in found.items()]
@@ -236,9 +237,7 @@ def measure(
         if case.threads:
             torch.set_num_threads(case.threads)
         clock = partial(timer, before=partial(flush.add_, 1.0) if case.cold else None)
-        calls: dict[str, Call] = {}
-        seconds: dict[str, Seconds] = {}
-        weights: list[Tensor] = []
+        calls, seconds, weights = dict[str, Call](), dict[str, Seconds](), list[Tensor]()
         for group in groups:
             with c.left_out(missing, f"{case.title}: {', '.join(group)}"):
                 weights = weights or weights_of(case, device)
@@ -288,8 +287,7 @@ ADAM, OURS, FOREACH = "torch Adam, fused", "FusedSaLSa, triton", "torch Adam, fo
 
 
 def host(arguments: argparse.Namespace) -> int:
-    device, rows = torch.device(arguments.device), []
-    missing: dict[str, str] = {}
+    device, rows, missing = torch.device(arguments.device), list[Row](), dict[str, str]()
     gpu = device.type == "cuda"
     for case in HOST_CASES:
         launching = nullcontext() if gpu or case in LAUNCHED else without_launches()

@@ -57,7 +57,7 @@ def test_ratios_are_taken_within_a_round_or_to_the_median(together):
 
 def test_every_kernel_runs_on_a_small_model(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "TENSORS", 3)
-    monkeypatch.setattr(kernels, "CPU_MODELS", {"small": (300, False)})
+    monkeypatch.setattr(kernels, "CPU_MODELS", {"small": (300, False, torch.float16)})
     file = tmp_path / "kernels.json"
     assert kernels.kernels(Namespace(device="cpu", rounds=2, json=file)) == 0
     found = Results.read(file)
