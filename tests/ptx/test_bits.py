@@ -43,9 +43,24 @@ CHUNK = CudaBackend.chunk_size
 SIZES = [1, 7, 8, 9, 511, 512, 513, 2047, 4096, 5003, 2 * CHUNK + 9]
 
 
-@on_every_architecture
-@on_every_direction
-@on_every_dtype
+@pytest.mark.parametrize(
+    ("backend", "dtype", "direction"),
+    [
+        pytest.param(
+            *backend.values,
+            dtype,
+            direction,
+            marks=backend.marks,
+            id=f"{backend.id}-{str(dtype).removeprefix('torch.')}-{direction}",
+        )
+        for backend in EVERY
+        for dtype in DTYPES
+        for direction in DIRECTIONS
+        # on the architectures that are slow ones conversions are looked at with Adam alone
+        if not backend.marks or dtype == torch.float32 or direction == "adam"
+    ],
+    indirect=["backend"],
+)
 def test_over_sizes_and_states(dtype, direction, backend):
     def make():
         weights = make_weights(SIZES, dtype, missing={3})
