@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ._torch import versions_of
+from .kernels.storage import HALVES
 from .line_search import FLAT_ULPS, LineSearch
 from .look_back import FIRST_STEPS
 from .loss_parts import autocasts_now
@@ -39,8 +40,6 @@ SLIGHT, SAME_RATIO = 0.8, 0.02  # a ratio that is little off, and how well it ha
 SLOPE_RATIOS = (0.95, 1.25)  # observed to expected decrease; 0.99 to 1.0 where all is right
 ROUNDED_RATIOS = (0.4, 2.5)  # where a forward rounds weights to 16 bits; 0.59 to 1.49 was seen
 
-COARSE = (torch.bfloat16, torch.float16)
-
 SILENCE = "check_replay=False silences this"
 
 COARSE_LOSS = (
@@ -48,6 +47,12 @@ COARSE_LOSS = (
     "difference between losses, and keep the step size. Return it in fp32, "
     "loss_function(outputs.float(), targets), or load the model in fp32 and use autocast. "
     f"{SILENCE}."
+)
+
+WRAPPER = (
+    "the closure calls a DistributedDataParallel, and module= is not it but a module inside: its "
+    "ranks' buffers would come apart between steps. Pass module=, or set optimizer.module to, the "
+    f"model that the closure calls. {SILENCE}."
 )
 
 
@@ -64,15 +69,8 @@ class Called:
         self.in_16_bits = (
             self.in_16_bits
             or any(enabled for _, _, enabled, _ in autocasts_now())
-            or any(isinstance(each, Tensor) and each.dtype in COARSE for each in arguments)
+            or any(isinstance(each, Tensor) and each.dtype in HALVES for each in arguments)
         )
-
-
-WRAPPER = (
-    "the closure calls a DistributedDataParallel, and module= is not it but a module inside: its "
-    "ranks' buffers would come apart between steps. Pass module=, or set optimizer.module to, the "
-    "model that the closure calls. "
-)
 
 
 @contextmanager
@@ -156,7 +154,7 @@ class Consistency:
             return False
         eps = torch.finfo(loss.dtype).eps
         tolerance = FLAT_ULPS * eps
-        if loss.dtype in COARSE:
+        if loss.dtype in HALVES:
             self._habits.once.say("coarse", COARSE_LOSS.format(dtype=loss.dtype, share=100.0 * eps))
         with called_modules() as called:
             again = trials.loss()
@@ -225,10 +223,11 @@ class Consistency:
 
     def _look_at_wrapper(self, modules: Sequence[nn.Module]) -> None:
         """Warn where DDP is called around the module whose buffers are put back."""
-        known = set(map(id, self._replayed.modules())) if self._replayed is not None else set()
-        for each in modules:
-            if id(each) not in known and known and broadcasts_buffers(each):
-                self._habits.once.say("wrapper", WRAPPER + SILENCE + ".")
+        if self._replayed is None:
+            return
+        known = set(map(id, self._replayed.modules()))
+        if any(broadcasts_buffers(each) for each in modules if id(each) not in known):
+            self._habits.once.say("wrapper", WRAPPER)
 
     # -- side effects -------------------------------------------------------------------------
 

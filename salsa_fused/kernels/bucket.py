@@ -63,7 +63,6 @@ class Bucket:
         self.weight, self.gradient = Column("{}"), Column("the gradient of {}")
         self.storage = storage or Formats().of(dtype, direction)
         self.beside = Beside(direction, self.storage)
-        self.moments = self.beside.columns  # and the masters, which come last
         self.gradients: list[Tensor | None] = []  # held during a step only
         self.missing: list[bool] | None = None  # the rows without a gradient, if there are any
         self.entries: list[dict[str, Any] | None] = []  # of the optimizer's state
@@ -88,8 +87,7 @@ class Bucket:
         self._kept: dict[str, Any] = {}  # what the backend keeps from one kernel to the next
         self._elements = 0
         self._names = (STEP, *self.storage.names)
-        self._moment_tensors = self.beside.moments
-        self.rounds = self.storage.rounds
+        self.rounds = self.storage.rounds  # asked in every step
         self._followers = Followers() if self.storage.masters else None
 
     def add(self, weight: Tensor, group: int, label: str, number: int = 0) -> None:
@@ -142,9 +140,9 @@ class Bucket:
         """Read the gradients if that is all that moved since the step before; else return False."""
         if not self.beside.current or self.gradient.layouts is None:
             return False
-        moments = [(c.tensors, c.layouts, c.addresses) for c in self.moments]
-        weights = self.weights, self.weight.layouts, self.weight.addresses
-        if not columns.look.unchanged([*moments, weights]):
+        seen: list[Any] = [(c.tensors, c.layouts, c.addresses) for c in self.beside.columns]
+        seen.append((self.weights, self.weight.layouts, self.weight.addresses))
+        if not columns.look.unchanged(seen):
             return False
         found = array("q", bytes(8 * len(gradients)))
         if not columns.look.addresses_in(gradients, self.gradient.layouts, found):
@@ -158,7 +156,7 @@ class Bucket:
     def _take_common_step(self) -> bool:
         """Read the one count of all entries; return False where they may differ."""
         t: int | None = 0
-        if self.moments:
+        if self.beside.columns:
             t = columns.look.common_step(self.entries, self.beside.tensors, self._names)
         if t is None:
             return False
@@ -269,11 +267,11 @@ class Bucket:
 
     def _beside_stays(self) -> bool:
         """Tell whether they lie as they did: `share_memory_()` and `.data =` move a tensor."""
-        return all(column.lies_as_before() for column in self.moments)
+        return all(column.lies_as_before() for column in self.beside.columns)
 
     def commit(self, state: State) -> None:
         """Enter this step's moments, masters and counts into the optimizer's state."""
-        if not self.moments:
+        if not self.beside.columns:
             return
         if self._followers is not None:
             self._followers.note(self.weights, self.weight.addresses)
@@ -316,8 +314,8 @@ class Bucket:
         if not vector:
             return known or [False] * len(self.rows)
         # gradients move in every step; moments that have not moved are as they were cut
-        moments = [] if self.beside.current and known and all(known) else self.moments
-        addresses = [column.addresses for column in (self.weight, self.gradient, *moments)]
+        beside = [] if self.beside.current and known and all(known) else self.beside.columns
+        addresses = [column.addresses for column in (self.weight, self.gradient, *beside)]
         if reduce(or_, chain.from_iterable(addresses)) % vector == 0:  # mostly
             return [True] * len(self.rows)
         return [reduce(or_, of_row) % vector == 0 for of_row in zip(*addresses)]
@@ -357,7 +355,7 @@ class Bucket:
             self._elements,
             self.weights,
             self.gradients,
-            self._moment_tensors,
+            self.beside.moments,
             stepped,
             self.raw_rows,
             self.rows_version,
@@ -397,8 +395,8 @@ class Bucket:
         A search of one unit has saved that unit's weights only: the others' are written in place.
         ``already_written``: the trial left the searched rows at their final values; skip them.
         """
-        unit, saved = self.unit, self.saved
-        searched = self.work(unit, saved=saved if saved is not None and saved.filled else None)
+        unit = self.unit
+        searched = self.work(unit, saved=self.saved if self.moved else None)
         writes = [] if already_written else [self.backend.step(searched)]
         if unit is not None:
             rest = self.work(unit, others=True)
@@ -436,9 +434,8 @@ class Bucket:
     def release(self) -> None:
         """Hold neither gradients nor saved weights between steps, nor what no step has written."""
         self.saved = self.skip = self.ratios = self.unit = None
-        window = self.window
-        if window.tensors or window.new:
-            window.release()
+        if self.window.tensors or self.window.new:
+            self.window.release()
         self.gradients = [None] * len(self.weights)
         if self.beside.new:
             self.beside.release()

@@ -163,7 +163,7 @@ class Kernels:
         ``step_size``: one for all, or one for each group.  ``skip``: one fp32 number on a device,
         for what the host does not know yet: not 0, and nothing is written.
         """
-        searched = [bucket for bucket in self.buckets if bucket.saved is not None]
+        searched = True in [bucket.moved for bucket in self.buckets]
         tried = [bucket.scalars for bucket in self.buckets] if searched else []
         self._set_scalars(groups, step_size, trial=False)
         if self._direction.scaled_by_ratios:

@@ -19,7 +19,7 @@ from .directions import Direction
 from .memory import compute_dtype, moment_like
 
 MASTER = "master_param"  # in an entry of the state
-HALVES = (torch.bfloat16, torch.float16)  # weights that may have a master
+HALVES = (torch.bfloat16, torch.float16)  # weights of these dtypes may have a master
 STORED = (torch.float32, torch.bfloat16)  # what a moment may be asked to be
 
 

@@ -133,7 +133,7 @@ def test_lamb_without_a_bound_turns_no_weight_either(backend, decay):
     kernels = Kernels(backend)
     kernels.refresh(groups, make_state(weights))
     for bucket in kernels.buckets:  # no momentum either
-        for moment in bucket.moments[1].tensors:
+        for moment in bucket.beside.moments[1]:
             moment.zero_()
     kernels.final_write(groups, 66.0)
     for weight, before in zip(weights, start):

@@ -205,7 +205,7 @@ def test_weights_that_change_dtype_and_layout_keep_their_moments():
         net.weight.grad = torch.zeros_like(net.weight)
         net.bias.grad = torch.zeros_like(net.bias)
         optimizer._kernels.refresh(optimizer.param_groups, optimizer.state)
-        moment = optimizer._kernels.buckets[0].moments[0].tensors[0]
+        moment = optimizer._kernels.buckets[0].beside.moments[0][0]
         assert torch.allclose(moment.double().contiguous(), before)
         assert moment.stride() == net.weight.stride()
         optimizer._kernels.release()

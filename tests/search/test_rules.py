@@ -207,7 +207,7 @@ class MomentumInTheTrials(Kernels):
         for bucket in self.buckets:
             bucket.gradients = [
                 None if g is None else g * 0.1 + 0.9 * m
-                for g, m in zip(bucket.gradients, bucket.moments[1].tensors)
+                for g, m in zip(bucket.gradients, bucket.beside.moments[1])
             ]
         return super().first_trial(groups, step_size, unit)
 
@@ -240,7 +240,7 @@ class MomentsUpdatedByTrials(Kernels):
     def next_trial(self, groups, step_size):
         super().next_trial(groups, step_size)
         for bucket in self.buckets:
-            for exp_avg_sq in bucket.moments[0].tensors:
+            for exp_avg_sq in bucket.beside.moments[0]:
                 exp_avg_sq.mul_(0.999)
 
 
