@@ -20,6 +20,8 @@ COMMANDS = {
     "train": ("train", "what training reaches, beside tuned AdamW and learning-rate-free "
               "optimizers", "--device --data --without --optimizers --family --seeds=3 --work=1 "
               "--again --json"),
+    "paper": ("paper.command", "do the papers' claims hold? (all 2.5 hours, --quick 15 minutes)",
+              f"--quick --device --only --data --seeds=0 --again --out={LOCAL}"),
     "swapin": ("swapin", "train loops as people write them, with their optimizer and with "
                "FusedSaLSa",
                f"--seeds=2 --work=1 --only --settings={{}} --json={LOCAL}/swapin.json"),
@@ -48,7 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--optimizers": {"nargs": "+", "metavar": "NAME", "help": "only these (default: all)"},
     "--family": {"action": "store_true", "help": "the papers' other systems, beside FusedSaLSa"},
     "--again": {"action": "store_true", "help": "measure anew what was measured before"},
-    "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the scripts"},
+    "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the parts"},
+    "--quick": {"action": "store_true", "help": "half of the work, two seeds, the small problems"},
     "--settings": {"type": json.loads, "metavar": "JSON",
                    "help": """keyword arguments for FusedSaLSa: '{"lr": 0.5}'"""},
     "--folder": {"type": Path, "metavar": "DIR", "help": "only this folder's page and plots"},

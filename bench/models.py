@@ -34,9 +34,7 @@ def digits_cnn() -> nn.Sequential:
     """Three convolutions with BatchNorm for 8x8 grey images: (batch, 1, 8, 8) -> (batch, 10)."""
 
     def convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-        # The bias would be undone by the mean that BatchNorm subtracts.
-        layer = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
-        return layer, nn.BatchNorm2d(outputs), nn.ReLU()
+        return *_convolution(inputs, outputs), nn.ReLU()
 
     layers = [*convolution(1, 32), nn.MaxPool2d(2), *convolution(32, 64), *convolution(64, 64)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
@@ -72,6 +70,53 @@ class PlainResNet(nn.Module):
             if index % 2:
                 x = nn.functional.max_pool2d(x, 2)
         return self.head(x.relu().mean((2, 3)))
+
+
+class ResNet(nn.Module):
+    """Residual network with BatchNorm (He et al. 2015): images -> (batch, classes).
+
+    The stem and the sizes are those for small images: 3x3 convolutions, each stage but the first
+    halves height and width and doubles the channels.
+    """
+
+    def __init__(
+        self, channels: int = 1, width: int = 16, blocks: tuple[int, ...] = (1, 1, 1),
+        classes: int = 10,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        layers: list[nn.Module] = [*_convolution(channels, width), nn.ReLU()]
+        inputs = width
+        for stage, count in enumerate(blocks):
+            outputs = width << stage
+            for index in range(count):
+                layers.append(_Block(inputs, outputs, 2 if stage and not index else 1))
+                inputs = outputs
+        layers += nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        first, second = _convolution(inputs, outputs, stride), _convolution(outputs, outputs)
+        self.branch = nn.Sequential(*first, nn.ReLU(), *second)
+        same = inputs == outputs
+        shortcut = () if same else _convolution(inputs, outputs, stride, size=1)
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.branch(x) + self.shortcut(x)).relu()
+
+
+def _convolution(
+    inputs: int, outputs: int, stride: int = 1, size: int = 3
+) -> tuple[nn.Module, nn.Module]:
+    # The bias would be undone by the mean that BatchNorm subtracts.
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    return layer, nn.BatchNorm2d(outputs)
 
 
 class ViT(nn.Module):

@@ -95,11 +95,13 @@ def of_plays(
 
 
 def of_reviews(
-    steps: int, title: str, case: str, device: torch.device, *, every: int, **more: Any
-) -> Problem:
+    steps: int, title: str, case: str, device: torch.device, *, every: int,
+    change_parts: Callable[[Batch, Batch], tuple[Batch, Batch]] = lambda *parts: parts,
+    what: str = "snippets", **more: Any,
+) -> Problem:  # fmt: skip
     """All weights are fine-tuned; one snippet of `every` is used for validation."""
     weights = minilm_weights()
-    train, (tokens, labels) = reviews()
+    train, (tokens, labels) = change_parts(*reviews())
     by_length = tokens.ne(0).sum(1).argsort(stable=True)[::every]
 
     def model() -> nn.Module:
@@ -108,7 +110,7 @@ def of_reviews(
         return MeanClassifier(network)
 
     return of_rows(
-        steps, title, "pretrained, dropout", model, case, device, what="snippets", size=128,
+        steps, title, "pretrained, dropout", model, case, device, what=what, size=128,
         parts=lambda: (train, Batch(tokens[by_length], labels[by_length])), change=trimmed, **more,
     )  # fmt: skip
 

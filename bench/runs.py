@@ -27,8 +27,11 @@ from bench.training import FINAL_SHARE, Case, Checkpoint, Problem, Run
 
 TUNING_SEED = 1000  # none of the seeds that count
 # Sources that decide what a run does, and those that do where FusedSaLSa is run.
-SOURCES = ("methods", "peers", "training", "problems", "models", "networks", "sets/*")
-OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py")
+SOURCES = (
+    "methods", "peers", "training", "problems", "models", "networks", "sets/*",
+    "paper/problems", "paper/fine_tuning",
+)  # fmt: skip
+OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py", "bench/paper/methods.py")
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
 BAR = TaskID(0)  # the only one
 
@@ -47,7 +50,7 @@ def path_of(folder: Path, case: Problem, method: Method, seed: int, device: torc
     """Where a run is kept: it is measured again where settings, sources or machine differ."""
     where = results.environment(device)
     key = (
-        case.case, case.description, case.plain_steps, case.checkpoints,
+        case.case, case.description, case.plain_steps, case.checkpoints, case.in_steps,
         method.name, method.settings, seed, code(method.step is closure_step), versions(),
         *(where[name] for name in ("device", "threads", "torch", "python")),
     )  # fmt: skip

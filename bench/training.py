@@ -103,21 +103,27 @@ class Loop:
     run: Run
     budget: float = math.inf
     device: torch.device = CPU
+    in_steps: bool = False  # every step counts as a plain one, whatever a search costs
 
     def __post_init__(self) -> None:
         self.work = Work()
         self._full = [group.get("lr", 1.0) for group in self.optimizer.param_groups]
 
+    @property
+    def spent(self) -> int:
+        """What is done of the budget."""
+        return PLAIN_STEP * len(self.run.losses) if self.in_steps else self.work.units
+
     def steps(self) -> Iterator[int]:
         """Count the steps while there is work left."""
-        while self.work.units < self.budget:
+        while self.spent < self.budget:
             yield len(self.run.losses)
 
     def step(self, closure: Closure) -> float:
         """Take a step; return its seconds."""
         run, before = self.run, self.work.forwards
         if self.method.factor is not None:
-            factor = self.method.factor(self.work.units / self.budget)
+            factor = self.method.factor(self.spent / self.budget)
             for group, lr in zip(self.optimizer.param_groups, self._full):
                 group["lr"] = factor * lr
         start = now(self.device)
@@ -153,6 +159,7 @@ class Case:
     title: str
     description: str  # of data and model, for a reader
     plain_steps: int  # the budget: as much work as this many steps without a search
+    in_steps: bool = False  # or this many steps, as papers count epochs
 
     @property
     def budget(self) -> int:
@@ -206,13 +213,13 @@ class Problem(Case):
         model = self.model().to(device)
         optimizer = method.build(model)
         batches = self.batches(torch.Generator().manual_seed(seed))
-        loop = Loop(optimizer, method, run := Run(), self.budget, device)
+        loop = Loop(optimizer, method, run := Run(), self.budget, device, self.in_steps)
         run.checkpoints.append(self._evaluate(model, optimizer, run))
         for _ in loop.steps():
             inputs, targets = (tensor.to(device) for tensor in next(batches))
             loop.step(partial(self.loss_of, model, inputs, targets))
             # Always the same number of checkpoints: one step may pass several marks at once.
-            passed = min(self.checkpoints, run.work[-1] * self.checkpoints // self.budget)
+            passed = min(self.checkpoints, loop.spent * self.checkpoints // self.budget)
             if missing := max(0, passed + 1 - len(run.checkpoints)):
                 run.checkpoints += [self._evaluate(model, optimizer, run)] * missing
         return run
@@ -226,16 +233,18 @@ class Problem(Case):
         modes: list[Any] = [one for one in (model, optimizer) if hasattr(one, "eval")]
         for one in modes:
             one.eval()
-        losses = []
-        for sample in (self.train_sample, self.validation_sample):
-            total, correct, count = 0.0, 0, 0
-            for inputs, targets in sample:
-                outputs = model(inputs)
-                total += self.loss(outputs, targets).item() * targets.numel()
-                correct += int((outputs.argmax(-1) == targets).sum()) if self.classes else 0
-                count += targets.numel()
-            losses.append(total / count)
+        train_loss, _ = self.measured(model, self.train_sample)
+        validation_loss, accuracy = self.measured(model, self.validation_sample)
         for one in modes:
             one.train()
-        accuracy = correct / count if self.classes else math.nan
-        return Checkpoint(max(run.work, default=0), losses[0], losses[1], accuracy)
+        return Checkpoint(max(run.work, default=0), train_loss, validation_loss, accuracy)
+
+    def measured(self, model: nn.Module, sample: Sequence[Batch]) -> tuple[float, float]:
+        """Loss and accuracy, which is not a number where targets are not classes."""
+        total, correct, count = 0.0, 0, 0
+        for inputs, targets in sample:
+            outputs = model(inputs)
+            total += self.loss(outputs, targets).item() * targets.numel()
+            correct += int((outputs.argmax(-1) == targets).sum()) if self.classes else 0
+            count += targets.numel()
+        return total / count, correct / count if self.classes else math.nan
