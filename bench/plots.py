@@ -1,7 +1,7 @@
 """Every figure of the benchmarks, drawn from a results file and from nothing else."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ def draw_train(results: Results, path: Path) -> None:
 PICTURES = {"demo": draw_demo, "train": draw_train}
 
 
-def draw(folder: Path) -> list[Path]:
-    """Draw the plots of a folder; return their paths."""
-    drawn = [folder / f"{name}.png" for name in PICTURES if (folder / f"{name}.json").exists()]
+def draw(folder: Path, pictures: Mapping[str, Callable[[Results, Path], None]]) -> list[Path]:
+    """Draw the plots of a folder, by the names of its files; return their paths."""
+    drawn = [folder / f"{name}.png" for name in pictures if (folder / f"{name}.json").exists()]
     for path in drawn:
-        PICTURES[path.stem](Results.read(path.with_suffix(".json")), path)
+        pictures[path.stem](Results.read(path.with_suffix(".json")), path)
     return drawn

@@ -10,14 +10,23 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.plots import PICTURES, draw
+from bench import plots
+from bench.paper import figures
+from bench.paper.claims import claims_table
+from bench.paper.details import details
+from bench.paper.experiments import EXPERIMENTS
+from bench.paper.published import accuracy_table, loss_table
 from bench.ranks import ratio_table, summary_table, validation_ratio_table
 from bench.results import REPOSITORY, Results
 from bench.sets.fetch import shown
 from bench.swapin import swapin_table
 from bench.tables import Table, by_case, overview, to_markdown
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md", REPOSITORY / "bench" / "PAPER.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]  # fmt: skip
+PICTURES = {**plots.PICTURES, **figures.PICTURES}
 PUBLISHED = REPOSITORY / "bench" / "results"
 Tables = Sequence[Callable[[Results], Table]]
 RANKS = (summary_table, ratio_table)
@@ -31,6 +40,10 @@ PARTS: dict[str, tuple[str, Tables]] = {
     "memory": ("Peak memory", (by_case,)),
     "kernels": ("The kernels", (by_case,)),
     "host": ("The host's time", (by_case,)),
+    **{
+        f"paper_{name}": (f"Do the papers hold? {one.title}", (details,))
+        for name, one in EXPERIMENTS.items()
+    },
 }
 # What a page shows between the markers of that name: of NAME.json the tables, of that kind of
 # device or of any, and what is not measured where there is no file.
@@ -45,6 +58,7 @@ BLOCKS: dict[str, list[tuple[str, Tables, str, str]]] = {
     "kernels": [("kernels", (overview,), "cpu", "kernels' speed on a CPU")],
     "gpu": [("kernels", (by_case,), "gpu", "kernels' speed on a GPU")],
     "host": [("host", (by_case,), "", "host's time")],
+    "paper_tables": [("paper_tables", (accuracy_table, loss_table), "", "paper's tables")],
 }  # fmt: skip
 
 
@@ -56,12 +70,17 @@ def published() -> list[Path]:
 
 def block(name: str) -> str:
     """The tables of one block of a page, for every device that was measured."""
-    texts = []
+    if name == "claims":
+        found = [table for folder in published() if (table := claims_table(folder)).rows]
+        return "\n".join(map(to_markdown, found))
+    texts: list[str] = []
     for file, tables, kind, what in BLOCKS[name]:
         paths = [path for folder in published() if (path := folder / f"{file}.json").exists()]
-        found = [one for one in map(Results.read, paths) if kind in ("", one.environment["kind"])]
-        texts += [_shown(one, tables) for one in found]
-        texts += [] if found else [f"The {what} is **not measured yet**.\n"]
+        measured = [
+            one for one in map(Results.read, paths) if kind in ("", one.environment["kind"])
+        ]
+        texts += [_shown(one, tables) for one in measured]
+        texts += [] if measured else [f"The {what} is **not measured yet**.\n"]
     return "\n".join(texts)
 
 
@@ -107,7 +126,9 @@ def report(arguments: argparse.Namespace) -> int:
     wanted = {folder / "RESULTS.md": page(folder) for folder in folders}
     if not arguments.folder:
         texts = "\0".join(path.read_text(encoding="utf-8") for path in PAGES)
-        wanted |= dict(zip(PAGES, with_blocks(texts, {n: block(n) for n in BLOCKS}).split("\0")))
+        wanted |= dict(
+            zip(PAGES, with_blocks(texts, {n: block(n) for n in (*BLOCKS, "claims")}).split("\0"))
+        )
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
     if arguments.check:
         for path in stale:
@@ -115,6 +136,6 @@ def report(arguments: argparse.Namespace) -> int:
         return int(bool(stale))
     for path in stale:
         path.write_text(wanted[path], encoding="utf-8")
-    drawn = [picture for folder in folders for picture in draw(folder)]
+    drawn = [picture for folder in folders for picture in plots.draw(folder, PICTURES)]
     print(f"Wrote {', '.join(shown(path) for path in [*wanted, *drawn])}.")
     return 0

@@ -160,8 +160,12 @@ def said_of(done: Mapping[Any, list[Done]], runner: Runner) -> dict[str, Any]:
     }
 
 
-def collect(bench: str, done: dict[Problem, list[Done]], runner: Runner) -> Results:
-    """One file of results of what ran so far."""
+def collect(
+    bench: str, done: dict[Problem, list[Done]], runner: Runner,
+    rows: Callable[[str, Problem, Done], list[Row]] | None = None,
+    curves: Callable[[str, Problem, Done], list[Curve]] | None = None,
+) -> Results:  # fmt: skip
+    """One file of results of what ran so far; what is made of runs is `rows_of` and `curves_of`."""
     every = [(case, one) for case, found in done.items() for one in found]
     settings = {
         **said_of(done, runner),
@@ -173,9 +177,9 @@ def collect(bench: str, done: dict[Problem, list[Done]], runner: Runner) -> Resu
         "peers": versions(),
     }
     where = {**results.environment(runner.device), "commit": ", ".join(sorted(runner.commits))}
-    rows = [row for case, one in every for row in rows_of(bench, case, one)]
-    curves = [curve for case, one in every for curve in curves_of(bench, case, one)]
-    return Results(where, rows, curves, settings)
+    made = [row for case, one in every for row in (rows or rows_of)(bench, case, one)]
+    drawn = [curve for case, one in every for curve in (curves or curves_of)(bench, case, one)]
+    return Results(where, made, drawn, settings)
 
 
 def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:

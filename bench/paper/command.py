@@ -2,11 +2,20 @@
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 from bench import console as c
-from bench.paper.experiments import EXPERIMENTS
-from bench.paper.problems import paper_problem
-from bench.runs import Runner, collect
+from bench import plots
+from bench.paper import figures
+from bench.paper.claims import CAPTION, claims_table
+from bench.paper.collect import collect
+from bench.paper.experiments import EXPERIMENTS, Experiment
+from bench.paper.problems import PAPER_PROBLEMS, paper_problem
+from bench.paper.published import accuracy_table, loss_table
+from bench.results import Results
+from bench.runs import Runner
+from bench.sets.fetch import shown
+from bench.tables import to_rich
 from bench.train import KEPT
 
 QUICK_WORK, QUICK_SEEDS = 0.5, 2
@@ -16,19 +25,47 @@ def paper(arguments: argparse.Namespace) -> int:
     device = c.chosen_device(arguments.device)
     names = arguments.only or list(EXPERIMENTS)
     c.check_names("--only", names, EXPERIMENTS)
+    c.check_names("--data", arguments.data or (), {*PAPER_PROBLEMS})
+    if arguments.seeds < 0:
+        raise SystemExit("--seeds: at least one")
     runner = Runner(device, KEPT, arguments.again)
-    work = QUICK_WORK if arguments.quick else 1.0
     for name in names:
-        one = EXPERIMENTS[name]
-        file = arguments.out / f"paper_{name}.json"
-        c.check_writable(file)
-        c.CONSOLE.print(f"\n[bold]{one.title}[/]")
-        seeds = arguments.seeds or (QUICK_SEEDS if arguments.quick else one.seeds)
-        known = one.quick if arguments.quick else one.problems
-        wanted = [case for case in known if not arguments.data or case in arguments.data]
-        if wanted:
-            runner.run_all(
-                wanted, partial(paper_problem, device=device, work=work), one.methods, seeds, file,
-                partial(collect, name),
-            )  # fmt: skip
+        _run(name, EXPERIMENTS[name], runner, arguments)
+    files = {arguments.out / f"paper_{name}.json" for name in names}
+    tables = arguments.out / "paper_tables.json"
+    if tables in files and tables.exists():
+        for make in (accuracy_table, loss_table):
+            table = make(Results.read(tables))
+            c.CONSOLE.print(to_rich(table, c.CONSOLE.width), table.caption)
+    show_claims(arguments.out)
+    drawn = plots.draw(arguments.out, figures.PICTURES)
+    c.CONSOLE.print(
+        f"\nWrote {', '.join(map(shown, sorted([*filter(Path.exists, files), *drawn])))}."
+    )
     return 0
+
+
+def _run(name: str, one: Experiment, runner: Runner, arguments: argparse.Namespace) -> None:
+    """Measure an experiment on its problems; after each of them its file is written anew."""
+    quick, only = arguments.quick, arguments.data
+    wanted = [case for case in (one.quick if quick else one.problems) if not only or case in only]
+    file = arguments.out / f"paper_{name}.json"
+    c.check_writable(file)
+    if wanted:
+        c.CONSOLE.print(f"\n[bold]{one.title}[/]")
+        make = partial(paper_problem, device=runner.device, work=QUICK_WORK if quick else 1.0)
+        seeds = arguments.seeds or (QUICK_SEEDS if quick else one.seeds)
+        runner.run_all(wanted, make, one.methods, seeds, file, partial(collect, name))
+
+
+def show_claims(folder: Path) -> None:
+    """Every claim that was measured, its verdict, and what each problem says."""
+    last = ""
+    for (paper, claim), (verdict, found, seeds) in claims_table(folder).rows.items():
+        if paper != last:
+            c.CONSOLE.print(f"\n[bold]{paper if paper == 'ours' else f'arXiv {paper}'}[/]")
+        last = paper
+        c.CONSOLE.print(f"[bold]{verdict.text:>14}[/]  {claim} ({seeds.text} seeds)")
+        for line in found.text.split("; "):
+            c.CONSOLE.print(f"{'':16}{line}", style="dim")
+    c.CONSOLE.print(CAPTION, style="dim")

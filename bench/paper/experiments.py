@@ -26,6 +26,13 @@ SMALL = ("plays-continued", "digits-resnet", "reviews-few")
 LONGER = ("plays-continued", *IMAGES)
 QUICK = ("plays-continued", "digits-resnet")
 
+
+def by_batch(problem: Problem) -> list[Method]:
+    """The authors' law is of their optimizer; ours is beside it where a step is cheap."""
+    methods = m.by_batch(problem)
+    return methods[:1] if problem.case.startswith("reviews") else methods
+
+
 EXPERIMENTS = {
     "tables": Experiment(
         "Tables I and II", (*IMAGES, *TEXTS), m.candidates, (*QUICK, "reviews-few"),
@@ -43,11 +50,11 @@ EXPERIMENTS = {
     "batch": Experiment(
         "Step size and batch size",
         tuple(f"{name}-b{batch}" for name, batches in BATCHES.items() for batch in batches),
-        m.by_batch, tuple(f"plays-b{batch}" for batch in BATCHES["plays"]), 3,
+        by_batch, tuple(f"plays-b{batch}" for batch in BATCHES["plays"]), 3,
     ),
     "units": Experiment(
         "A step size for each unit",
-        ("plays-continued", "reviews-once", "reviews-few", "reviews"), m.units, QUICK[:1],
+        ("plays-continued", "reviews-once", "reviews-few"), m.units, QUICK[:1],
     ),
     "distribution": Experiment(
         "Learning rates over the depth", ("plays-continued", "plays-forgotten", "reviews-few"),

@@ -1,0 +1,126 @@
+"""The papers' claims, each with what is measured for it; the verdict is computed, not written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.paper import evidence as e
+from bench.paper.evidence import Evidence, Measure
+from bench.results import Results
+from bench.tables import Cell, Rows, Table
+
+SIX = ("Adam", "SGD", "Adam+SLS", "SGD+SLS", "Adam+SaLSa", "SGD+SaLSa")
+VERDICTS = {1: "holds", 0: "holds partly", -1: "does not hold"}
+
+
+class Claim(NamedTuple):
+    """`where` it is said: a paper, or "ours"; `experiment` measures it."""
+
+    where: str
+    said: str
+    experiment: str
+    measure: Measure
+
+
+SALSA, UNITS, DEPTH = "2407.20650", "2403.18506", "2404.01317"
+TRUST, ADAPTIVE, OURS = "2011.13584", "2202.02617", "ours"
+C_SETTINGS = ("c=0.1", "c=0.2", "c=0.5", "c=0.7")
+BETA3_SETTINGS = ("beta3=0", "beta3=0.9", "beta3=0.999")
+
+CLAIMS = (
+    Claim(SALSA, "Adam+SaLSa ends with a lower training loss than tuned Adam", "tables",
+          e.ratio("train_loss", "Adam+SaLSa", "Adam")),
+    Claim(SALSA, "... and with a higher peak accuracy", "tables",
+          e.gain("peak_accuracy", "Adam+SaLSa", "Adam")),
+    Claim(SALSA, "SGD+SaLSa ends with a lower training loss than tuned SGD", "tables",
+          e.ratio("train_loss", "SGD+SaLSa", "SGD")),
+    Claim(SALSA, "Adam+SaLSa ends with a lower loss than Adam+SLS", "tables",
+          e.ratio("train_loss", "Adam+SaLSa", "Adam+SLS")),
+    Claim(SALSA, "SGD+SaLSa ends with a lower loss than SGD+SLS", "tables",
+          e.ratio("train_loss", "SGD+SaLSa", "SGD+SLS")),
+    Claim(SALSA, "Of the six, Adam+SaLSa has the best mean rank by peak accuracy", "tables",
+          e.first_by_rank("peak_accuracy", "Adam+SaLSa", SIX, -1)),
+    Claim(SALSA, "... and by final loss", "tables",
+          e.first_by_rank("train_loss", "Adam+SaLSa", SIX)),
+    Claim(SALSA, "Adam+SaLSa converges faster: half-way its loss is below Adam's", "tables",
+          e.ratio("half_loss", "Adam+SaLSa", "Adam")),
+    Claim(SALSA, "SaLSa's step size changes less from step to step than SLS's (Figure 2)", "tables",
+          e.ratio("change", "Adam+SaLSa", "Adam+SLS")),
+    Claim(SALSA, "... and differs less between runs (Figure 1)", "tables",
+          e.steadier("step_size", "Adam+SaLSa", "Adam+SLS", logs=True)),
+    Claim(SALSA, "Rounding makes SLS's step size drop, and not SaLSa's (Figure 3)", "rounding",
+          e.ratio("fall", "Adam+SaLSa", "Adam+SLS")),
+    Claim(SALSA, "A search in every step costs about 30 % more work (20 to 40)", "schedule",
+          e.within("overhead", "Adam+SaLSa, every step", 20, 40)),
+    Claim(SALSA, "With the schedule it is about 3 % in longer runs (up to 6)", "schedule",
+          e.within("overhead", "Adam+SaLSa", 0, 6)),
+    Claim(SALSA, "The schedule costs no performance: the loss is no higher", "schedule",
+          e.ratio("train_loss", "Adam+SaLSa", "Adam+SaLSa, every step", no_worse=True)),
+    Claim(SALSA, "c has its optimum from 0.3 to 0.5, whatever the problem", "c",
+          e.best_of("train_loss", ("Adam+SaLSa", "c=0.5"), ("c=0.1", "c=0.2", "c=0.7"))),
+    Claim(SALSA, "beta3 = 0.99 is the best choice, or no worse than it", "beta3",
+          e.best_of("train_loss", ("Adam+SaLSa",), BETA3_SETTINGS)),
+    Claim(SALSA, "The step size found grows with the square root of the batch (exponent 0.35 to "
+          "0.65)", "batch", e.exponent("step_size", "Adam+SaLSa", 0.5, 0.15)),
+    Claim(UNITS, "A search for each unit ends with a lower loss than tuned Adam, on small data and "
+          "short runs", "units", e.ratio("train_loss", "PLASLS", "Adam")),
+    Claim(UNITS, "... and than one search for all", "units",
+          e.ratio("train_loss", "PLASLS", "Adam+SLS")),
+    Claim(DEPTH, "The distribution over the depth gives a lower validation loss than one learning "
+          "rate", "distribution", e.ratio("validation_loss", "Adam, distributed", "Adam")),
+    Claim(DEPTH, "... with FusedSaLSa, too", "distribution",
+          e.ratio("validation_loss", "FusedSaLSa, distributed", "FusedSaLSa")),
+    Claim(TRUST, "LAMBC ends with a lower loss than LAMB, whatever the batch", "trust",
+          e.ratio("train_loss", "LAMBC", "LAMB")),
+    Claim(TRUST, "... and with a higher peak accuracy", "trust",
+          e.gain("peak_accuracy", "LAMBC", "LAMB")),
+    Claim(ADAPTIVE, "Adaptive fine-tuning is more accurate than five epochs", "fine_tuning",
+          e.gain("test_accuracy", "adaptive", "5 epochs")),
+    Claim(ADAPTIVE, "... and than twenty", "fine_tuning",
+          e.gain("test_accuracy", "adaptive", "20 epochs")),
+    Claim(ADAPTIVE, "... and differs less between runs than five epochs", "fine_tuning",
+          e.steadier("test_accuracy", "adaptive", "5 epochs")),
+    Claim(OURS, "The defaults end with a lower loss than the paper's settings", "tables",
+          e.ratio("train_loss", "FusedSaLSa", "Adam+SaLSa")),
+    Claim(OURS, "... and no higher than tuned Adam's", "tables",
+          e.ratio("train_loss", "FusedSaLSa", "Adam", no_worse=True)),
+    Claim(OURS, "With the number of steps known, no higher than tuned Adam's", "tables",
+          e.ratio("train_loss", "FusedSaLSa, total_steps", "Adam", no_worse=True)),
+    *(Claim(OURS, f"A search at least every {n} steps, not every 10, loses nothing", "period",
+            e.ratio("train_loss", f"period up to {n}", "FusedSaLSa", no_worse=True))
+      for n in (20, 50, 100)),
+)  # fmt: skip
+
+
+def verdict(found: Sequence[Evidence]) -> str:
+    """Holds: half of the problems or more speak for it, none against it. Does not: none does."""
+    pro, contra = (sum(one.speaks == side for one in found) for side in (1, -1))
+    return VERDICTS[-1 if not pro else int(2 * pro >= len(found) and not contra)]
+
+
+def claims_table(folder: Path) -> Table:
+    """Every claim that the files of a folder have something about."""
+    rows: Rows = {}
+    for claim in CLAIMS:
+        path = folder / f"paper_{claim.experiment}.json"
+        found = claim.measure(Results.read(path)) if path.exists() else []
+        if found:
+            n = ", ".join(str(count) for count in sorted({one.n for one in found}))
+            figures = "; ".join(f"{one.problem}: {_marked(one)}" for one in found)
+            cells = [Cell(verdict(found)), Cell(figures), Cell(n)]
+            rows[claim.where, claim.said] = cells
+    return Table(("verdict", "figures, with 95 % intervals", "seeds"), rows, CAPTION,
+                 ("paper", "claim"))  # fmt: skip
+
+
+def _marked(one: Evidence) -> str:
+    return f"{MARKS[one.speaks]} {one.figure}".strip()
+
+
+MARKS = {1: "+", 0: "", -1: "x"}
+CAPTION = (
+    "Marks: + the figure speaks for the claim, x against it; without a mark the interval says "
+    "neither. A ratio is of the first named to the other, seed by seed: below 1 it is lower. "
+    "A claim holds where half of the problems or more speak for it and none against it, and does "
+    "not hold where none speaks for it."
+)

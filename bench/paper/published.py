@@ -1,0 +1,96 @@
+"""Tables I and II of arXiv 2407.20650 as published, and ours below them in the same form."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+
+from bench.paper.claims import SIX
+from bench.paper.evidence import mean_ranks
+from bench.ranks import geometric_mean
+from bench.results import Results, Row
+from bench.tables import DASH, Cell, Rows, Table, show_number
+
+# In the order of SIX. None: the page that the figures are from does not have it.
+ACCURACIES: dict[str, tuple[float, ...]] = {
+    "MNLI": (0.8340, 0.8256, 0.8446, 0.8303, 0.8409, 0.8305),
+    "QNLI": (0.9090, 0.8972, 0.9044, 0.8971, 0.9090, 0.9014),
+    "MRPC": (0.8279, 0.8441, 0.8667, 0.8441, 0.8745, 0.8473),
+    "SST2": (0.9271, 0.9225, 0.9261, 0.9167, 0.9216, 0.9245),
+    "CIFAR10": (0.9312, 0.9229, 0.9401, 0.9453, 0.9389, 0.9384),
+    "CIFAR100": (0.6733, 0.7057, 0.7128, 0.6859, 0.7114, 0.7064),
+    "ImageNet": (0.6486, 0.5633, 0.4836, 0.6234, 0.6684, 0.6594),
+    "average": (0.8215, 0.8116, 0.8111, 0.8204, 0.8378, 0.8297),
+    "mean rank": (3.57, 4.86, 2.42, 4.43, 2.14, 3.28),
+}
+LOSSES: dict[str, tuple[float | None, ...]] = {
+    "MNLI": (0.009567, None, 0.03713, None, 0.005867, 0.02174),
+    "QNLI": (0.00258, None, 0.00504, None, 0.000628, 0.00916),
+    "MRPC": (0.01312, None, 0.007298, None, 0.003126, 0.03862),
+    "SST2": (0.005857, None, 0.009457, None, 0.006991, 0.01837),
+    "GPT-2, Shakespeare": (2.86, None, 2.917, None, 2.772, 3.559),
+    "CIFAR10": (0.01394, None, 0.00095, None, 0.003314, 0.003773),
+    "CIFAR100": (0.03739, None, 0.01337, None, 0.003774, 0.01453),
+    "ImageNet": (0.9122, None, 2.036, None, 0.8339, 0.9788),
+}
+
+
+def accuracy_table(results: Results) -> Table:
+    """Table I: peak accuracies."""
+    return _table(results, ACCURACIES, "peak_accuracy", -1, "{:.4f}".format)
+
+
+def loss_table(results: Results) -> Table:
+    """Table II: final training losses; averages are of logarithms."""
+    columns = zip(SIX, zip(*LOSSES.values(), strict=True), strict=True)
+    means = {name: geometric_mean(losses) for name, losses in columns if None not in losses}
+    published = {**LOSSES, "log average": tuple(means.get(name) for name in SIX)}
+    return _table(results, published, "train_loss", 1, show_number)
+
+
+def _table(
+    results: Results, published: Mapping[str, Sequence[float | None]], metric: str, sign: int,
+    show: Callable[[float], str],
+) -> Table:  # fmt: skip
+    names = list(results.settings["optimizers"])
+    rows: Rows = {}
+    for case, figures in published.items():
+        best = min((sign * value for value in figures if value is not None), default=None)
+        cells = [Cell(DASH if v is None else show(v), best=v is not None and sign * v == best)
+                 for v in figures]  # fmt: skip
+        rows["published", case] = [*cells, *[Cell(DASH)] * (len(names) - len(SIX))]
+    measured = {}
+    for case, title in results.settings["cases"].items():
+        if found := results.rows_of(case, metric):
+            measured[case] = found
+            rows["here", title] = _cells(found, names, sign, show)
+    whole = {case: found for case, found in measured.items() if set(names) <= set(found)}
+    average = geometric_mean if sign == 1 else fmean
+    means = [average(found[name].mean for found in whole.values()) for name in names]
+    rows["here", "log average" if sign == 1 else "average"] = [
+        Cell(show(mean), best=mean == min(means, key=lambda m: sign * m)) for mean in means
+    ]
+    for title, ranked in (("mean rank of the six", SIX), ("mean rank of all", names)):
+        ranks = {name: fmean(by_seed) for name, by_seed in
+                 mean_ranks(results, metric, ranked, sign).items() if by_seed}  # fmt: skip
+        first = min(ranks.values(), default=0)
+        rows["here", title] = [
+            Cell(f"{ranks[name]:.2f}", best=ranks[name] == first) if name in ranks else Cell(DASH)
+            for name in names
+        ]
+    seeds = results.settings["seeds"]
+    said = f"Mean of {seeds} seeds, with its standard error in brackets; the best in bold."
+    return Table(names, rows, said, ("", "data"))
+
+
+def _cells(
+    found: Mapping[str, Row], names: Sequence[str], sign: int, show: Callable[[float], str]
+) -> list[Cell]:
+    best = min(sign * row.mean for row in found.values())
+    return [
+        Cell(show(row.mean), _error(row), sign * row.mean == best)
+        if (row := found.get(name)) else Cell(DASH)
+        for name in names
+    ]  # fmt: skip
+
+
+def _error(row: Row) -> str:
+    return f"{stdev(row.values) / row.n**0.5:.2g}" if row.n > 1 else ""
