@@ -18,7 +18,7 @@ from bench.sets.fetch import shown
 from bench.tables import to_rich
 from bench.train import KEPT
 
-QUICK_WORK, QUICK_SEEDS = 0.5, 2
+QUICK_WORK, QUICK_SEEDS = 0.25, 2
 
 
 def paper(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,10 @@ def paper(arguments: argparse.Namespace) -> int:
     if tables in files and tables.exists():
         for make in (accuracy_table, loss_table):
             table = make(Results.read(tables))
-            c.CONSOLE.print(to_rich(table, c.CONSOLE.width), table.caption)
+            here = {names: cells for names, cells in table.rows.items() if names[0] == "here"}
+            c.CONSOLE.print(f"\n[bold]{make.__doc__}[/]")
+            c.CONSOLE.print(to_rich(table._replace(rows=here), c.CONSOLE.width))
+            c.CONSOLE.print(table.caption, style="dim")
     show_claims(arguments.out)
     drawn = plots.draw(arguments.out, figures.PICTURES)
     c.CONSOLE.print(
