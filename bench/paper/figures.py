@@ -17,29 +17,25 @@ GRID = (4.2, 3.0)  # of a panel, in inches
 
 
 def draw_tables(results: Results, path: Path) -> None:
-    """Losses over steps for all candidates, and below them step sizes of both searches."""
+    """Losses of all candidates (Figures 5 and 6), then step sizes of both searches (1 and 2)."""
     cases, names = results.settings["cases"], list(results.settings["optimizers"])
-    size = (GRID[0] * len(cases), GRID[1] * 3)
-    title = "The paper's six candidates and this package: means of all seeds; bands: their range"
-    with figure(path, 3, len(cases), size, title) as (whole, panels):
-        for (case, shown), losses, sizes, one in zip(
-            cases.items(), panels, panels[len(cases) :], panels[2 * len(cases) :]
-        ):
+    columns = min(3, len(cases))
+    rows = -(-len(cases) // columns)
+    size = (GRID[0] * max(columns, 2), 0.8 + GRID[1] * 2 * rows)
+    title = "Training losses; below, step sizes: mean and range of all seeds, thin: one of them"
+    with figure(path, 2 * rows, columns, size, title) as (whole, panels):
+        for (case, shown), losses, sizes in zip(cases.items(), panels, panels[rows * columns :]):
             for name in names:
                 style = {"linewidth": 1.6, "linestyle": "-" if name in SIX else "--"}
                 draw(losses, results, case, "train_loss", name, band=False, **style)
             losses.set(title=shown, yscale="log")
             for name, color in SEARCHES.items():
                 draw(sizes, results, case, "step_size", name, color=color)
-                draw(one, results, case, "step_size_of_one", name, color=color, linewidth=1.0)
-            sizes.set(yscale="log")
-            one.set(yscale="log", xlabel="step")
-        panels[0].set_ylabel("training loss")
-        panels[len(cases)].set_ylabel("step size, all seeds")
-        panels[2 * len(cases)].set_ylabel("step size, one seed")
-        panels[len(cases)].legend()
-        lines = panels[0].get_legend_handles_labels()
-        whole.legend(*lines, loc="outside lower center", ncols=len(names))
+                draw(sizes, results, case, "step_size_of_one", name, color=color, linewidth=0.6)
+            sizes.set(title=f"{shown}: step size", yscale="log", xlabel="step")
+        lines, labels = panels[rows * columns].get_legend_handles_labels()
+        panels[rows * columns].legend(lines[::2], labels[::2])
+        whole.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def draw(
