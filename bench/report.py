@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import plots
 from bench.paper import figures
-from bench.paper.claims import claims_table
+from bench.paper.claims import CAPTION, claims_tables
 from bench.paper.details import details
 from bench.paper.experiments import EXPERIMENTS
 from bench.paper.published import accuracy_table, loss_table
@@ -71,8 +71,7 @@ def published() -> list[Path]:
 def block(name: str) -> str:
     """The tables of one block of a page, for every device that was measured."""
     if name == "claims":
-        found = [table for folder in published() if (table := claims_table(folder)).rows]
-        return "\n".join(map(to_markdown, found))
+        return "\n".join(map(_claims, published()))
     texts: list[str] = []
     for file, tables, kind, what in BLOCKS[name]:
         paths = [path for folder in published() if (path := folder / f"{file}.json").exists()]
@@ -82,6 +81,13 @@ def block(name: str) -> str:
         texts += [_shown(one, tables) for one in measured]
         texts += [] if measured else [f"The {what} is **not measured yet**.\n"]
     return "\n".join(texts)
+
+
+def _claims(folder: Path) -> str:
+    """A table for each paper."""
+    tables = claims_tables(folder)
+    texts = [f"### {paper}\n\n{to_markdown(table)}" for paper, table in tables.items()]
+    return "\n".join([*texts, f"{CAPTION}\n"] if texts else [])
 
 
 def _shown(results: Results, makes: Tables) -> str:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 from bench.paper import evidence as e
 from bench.paper.evidence import Evidence, Measure
 from bench.results import Results
-from bench.tables import Cell, Rows, Table
+from bench.tables import Cell, Table
 
 SIX = ("Adam", "SGD", "Adam+SLS", "SGD+SLS", "Adam+SaLSa", "SGD+SaLSa")
 
 
 class Claim(NamedTuple):
-    """`where` it is said: a paper, or "ours"; `experiment` measures it."""
+    """`where` it is said; `experiment` measures it."""
 
     where: str
     said: str
@@ -21,8 +21,13 @@ class Claim(NamedTuple):
     measure: Measure
 
 
-SALSA, UNITS, DEPTH = "2407.20650", "2403.18506", "2404.01317"
-TRUST, ADAPTIVE, OURS = "2011.13584", "2202.02617", "ours"
+SALSA, UNITS, DEPTH = (
+    "arXiv 2407.20650 (SaLSa)",
+    "arXiv 2403.18506 (units)",
+    "arXiv 2404.01317 (depth)",
+)
+TRUST, ADAPTIVE = "arXiv 2011.13584 (LAMBC)", "arXiv 2202.02617 (adaptive fine-tuning)"
+OURS = "This package"
 C_SETTINGS = ("c=0.1", "c=0.2", "c=0.5", "c=0.7")
 BETA3_SETTINGS = ("beta3=0", "beta3=0.9", "beta3=0.999")
 
@@ -99,25 +104,25 @@ def verdict(found: Sequence[Evidence]) -> str:
     return "holds" if 2 * pro >= len(found) and not contra else "holds partly"
 
 
-def claims_table(folder: Path) -> Table:
-    """Every claim that the files of a folder have something about."""
-    rows: Rows = {}
+def claims_tables(folder: Path) -> dict[str, Table]:
+    """By paper: every claim that the files of a folder have something about."""
+    tables: dict[str, Table] = {}
     for claim in CLAIMS:
         path = folder / f"paper_{claim.experiment}.json"
         found = claim.measure(Results.read(path)) if path.exists() else []
         if found:
-            n = ", ".join(str(count) for count in sorted({one.n for one in found}))
+            counts = ", ".join(map(str, sorted({one.n for one in found})))
             figures = "; ".join(f"{one.problem}: {_marked(one)}" for one in found)
-            cells = [Cell(verdict(found)), Cell(figures), Cell(n)]
-            rows[claim.where, claim.said] = cells
-    return Table(("verdict", "figures, with 95 % intervals", "seeds"), rows, CAPTION,
-                 ("paper", "claim"))  # fmt: skip
+            table = tables.setdefault(claim.where, Table(COLUMNS, {}, "", ("claim",)))
+            table.rows[claim.said,] = [Cell(verdict(found)), Cell(figures), Cell(counts)]
+    return tables
 
 
 def _marked(one: Evidence) -> str:
     return f"{MARKS[one.speaks]} {one.figure}".strip()
 
 
+COLUMNS = ("verdict", "figures, with 95 % intervals", "seeds")
 MARKS = {1: "+", 0: "", -1: "x"}
 CAPTION = (
     "Marks: + the figure speaks for the claim, x against it; without a mark the interval says "

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import console as c
 from bench import plots
 from bench.paper import figures
-from bench.paper.claims import CAPTION, claims_table
+from bench.paper.claims import CAPTION, claims_tables
 from bench.paper.collect import collect
 from bench.paper.experiments import EXPERIMENTS, Experiment
 from bench.paper.problems import PAPER_PROBLEMS, paper_problem
@@ -63,12 +63,10 @@ def _run(name: str, one: Experiment, runner: Runner, arguments: argparse.Namespa
 
 def show_claims(folder: Path) -> None:
     """Every claim that was measured, its verdict, and what each problem says."""
-    last = ""
-    for (paper, claim), (verdict, found, seeds) in claims_table(folder).rows.items():
-        if paper != last:
-            c.CONSOLE.print(f"\n[bold]{paper if paper == 'ours' else f'arXiv {paper}'}[/]")
-        last = paper
-        c.CONSOLE.print(f"[bold]{verdict.text:>14}[/]  {claim} ({seeds.text} seeds)")
-        for line in found.text.split("; "):
-            c.CONSOLE.print(f"{'':16}{line}", style="dim")
+    for paper, table in claims_tables(folder).items():
+        c.CONSOLE.print(f"\n[bold]{paper}[/]")
+        for (claim,), (verdict, found, seeds) in table.rows.items():
+            c.CONSOLE.print(f"[bold]{verdict.text}[/]: {claim} ({seeds.text} seeds)")
+            for line in found.text.split("; "):
+                c.CONSOLE.print(f"    {line}", style="dim")
     c.CONSOLE.print(CAPTION, style="dim")

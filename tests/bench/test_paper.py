@@ -16,7 +16,7 @@ from bench.methods import ADAM, of_torch
 from bench.optimizers import FUSED_SALSA
 from bench.paper import command, evidence, experiments, figures, problems, published
 from bench.paper import methods as m
-from bench.paper.claims import CLAIMS, SIX, claims_table, verdict
+from bench.paper.claims import CLAIMS, SIX, claims_tables, verdict
 from bench.paper.collect import change_per_step, collect, largest_fall
 from bench.paper.evidence import Evidence
 from bench.paper.experiments import EXPERIMENTS, Experiment
@@ -338,7 +338,8 @@ def test_the_command_measures_says_verdicts_and_goes_on(small, tmp_path, capsys,
     assert len(found.rows_of("plays-linear", "steps")["Adam+SLS"].values) == 2
     assert set(found.rows_of("plays-linear", "steps")["Adam+SLS"].values) == {10}
     assert (tmp_path / "paper_tables.png").exists()
-    assert len(claims_table(tmp_path).rows) == sum(one.experiment == "tables" for one in CLAIMS)
+    measured = [claim for table in claims_tables(tmp_path).values() for (claim,) in table.rows]
+    assert measured == [claim.said for claim in CLAIMS if claim.experiment == "tables"]
     monkeypatch.setattr(Problem, "run", None)  # nothing is run again
     assert command.paper(arguments(tmp_path)) == 0
 
