@@ -29,7 +29,7 @@ TUNING_SEED = 1000  # none of the seeds that count
 # Sources that decide what a run does, and those that do where FusedSaLSa is run.
 SOURCES = (
     "methods", "peers", "training", "problems", "models", "networks", "sets/*",
-    "paper/problems", "paper/fine_tuning",
+    "paper/problems", "paper/fine_tuning", "paper/hub",
 )  # fmt: skip
 OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py", "bench/paper/methods.py")
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more

@@ -23,7 +23,7 @@ QUICK_WORK, QUICK_SEEDS = 0.25, 2
 
 def paper(arguments: argparse.Namespace) -> int:
     device = c.chosen_device(arguments.device)
-    names = arguments.only or list(EXPERIMENTS)
+    names = arguments.only or [name for name, one in EXPERIMENTS.items() if not one.asked]
     c.check_names("--only", names, EXPERIMENTS)
     c.check_names("--data", arguments.data or (), {*PAPER_PROBLEMS})
     if arguments.seeds < 0:
@@ -31,20 +31,14 @@ def paper(arguments: argparse.Namespace) -> int:
     runner = Runner(device, KEPT, arguments.again)
     for name in names:
         _run(name, EXPERIMENTS[name], runner, arguments)
-    files = {arguments.out / f"paper_{name}.json" for name in names}
-    tables = arguments.out / "paper_tables.json"
-    if tables in files and tables.exists():
-        for make in (accuracy_table, loss_table):
-            table = make(Results.read(tables))
-            here = {names: cells for names, cells in table.rows.items() if names[0] == "here"}
-            c.CONSOLE.print(f"\n[bold]{make.__doc__}[/]")
-            c.CONSOLE.print(to_rich(table._replace(rows=here), c.CONSOLE.width))
-            c.CONSOLE.print(table.caption, style="dim")
+    files = [arguments.out / f"paper_{name}.json" for name in names]
+    files = [file for file in files if file.exists()]
+    for file in files:
+        if file.stem in ("paper_tables", "paper_published"):
+            show_tables(Results.read(file))
     show_claims(arguments.out)
     drawn = plots.draw(arguments.out, figures.PICTURES)
-    c.CONSOLE.print(
-        f"\nWrote {', '.join(map(shown, sorted([*filter(Path.exists, files), *drawn])))}."
-    )
+    c.CONSOLE.print(f"\nWrote {', '.join(map(shown, (*files, *drawn)))}.")
     return 0
 
 
@@ -59,6 +53,16 @@ def _run(name: str, one: Experiment, runner: Runner, arguments: argparse.Namespa
         make = partial(paper_problem, device=runner.device, work=QUICK_WORK if quick else 1.0)
         seeds = arguments.seeds or (QUICK_SEEDS if quick else one.seeds)
         runner.run_all(wanted, make, one.methods, seeds, file, partial(collect, name))
+
+
+def show_tables(found: Results) -> None:
+    """Tables I and II of what was measured here."""
+    for make in (accuracy_table, loss_table):
+        table = make(found)
+        here = {names: cells for names, cells in table.rows.items() if names[0] == "here"}
+        c.CONSOLE.print(f"\n[bold]{make.__doc__}[/]")
+        c.CONSOLE.print(to_rich(table._replace(rows=here), c.CONSOLE.width))
+        c.CONSOLE.print(table.caption, style="dim")
 
 
 def show_claims(folder: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bench.methods import Method
 from bench.paper import methods as m
+from bench.paper.hub import HUB
 from bench.paper.problems import BATCHES, LARGE
 from bench.training import Problem
 
@@ -18,6 +19,7 @@ class Experiment:
     methods: Callable[[Problem], Sequence[Method]]
     quick: tuple[str, ...]
     seeds: int = 5
+    asked: bool = False  # measured only where it is asked for by name
 
 
 TEXTS = ("plays-continued", "plays-gpt", "reviews-few", "reviews")
@@ -37,6 +39,8 @@ EXPERIMENTS = {
     "tables": Experiment(
         "Tables I and II", (*IMAGES, *TEXTS), m.candidates, (*QUICK, "reviews-few"),
     ),
+    # It needs a hub, a GPU and days.
+    "published": Experiment("On the papers' own data", (*HUB,), m.candidates, (), asked=True),
     "rounding": Experiment(
         "Step sizes and rounding", ("digits-rounded", "digits-exact"), m.line_searches,
         ("digits-rounded", "digits-exact"),

@@ -166,6 +166,7 @@ def draw_batch(results: Results, path: Path) -> None:
 
 PICTURES: dict[str, Callable[[Results, Path], None]] = {
     "paper_tables": draw_tables,
+    "paper_published": draw_tables,
     "paper_rounding": draw_rounding,
     "paper_schedule": draw_schedule,
     "paper_c": _ablation(0.3, "The constant c", "c"),

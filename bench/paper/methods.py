@@ -41,7 +41,7 @@ def of_lr(
 
 def factor_of(problem: Problem) -> Factor | None:
     """Section IV-A of arXiv 2407.20650: a schedule where it is common practice."""
-    return None if problem.case.startswith("digits") else warm_up_and_cosine
+    return None if problem.case.startswith(("digits", "cifar")) else warm_up_and_cosine
 
 
 def adam(problem: Problem) -> Method:

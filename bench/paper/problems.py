@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import models
 from bench.networks import PADDING
 from bench.paper.fine_tuning import FineTuning
+from bench.paper.hub import HUB
 from bench.problems import (
     PROBLEMS,
     SECOND,
@@ -129,6 +130,7 @@ def cnn_of_batch(batch: int, case: str, device: torch.device) -> Problem:
 BATCHES = {"reviews": (4, 8, 16, 32), "plays": (4, 8, 16, 32), "digits": (8, 32, 128, 512)}
 LARGE = (64, 256, 1024)
 PAPER_PROBLEMS: dict[str, Make] = {
+    **HUB,
     **{name: PROBLEMS[name] for name in ("plays-gpt", "plays-continued", "digits-resnet")},
     "reviews": partial(short_reviews, 256, "MiniLM on 256 reviews"),
     "reviews-few": partial(short_reviews, 128, "MiniLM on 128 reviews"),
