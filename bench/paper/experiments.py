@@ -22,7 +22,7 @@ class Experiment:
     asked: bool = False  # measured only where it is asked for by name
 
 
-TEXTS = ("plays-continued", "plays-gpt", "reviews-few", "reviews")
+TEXTS = ("plays-continued", "plays-gpt", "reviews-few")
 IMAGES = ("digits-resnet", "digits-resnet-norm")
 SMALL = ("plays-continued", "digits-resnet", "reviews-few")
 LONGER = ("plays-continued", *IMAGES)

@@ -132,7 +132,6 @@ LARGE = (64, 256, 1024)
 PAPER_PROBLEMS: dict[str, Make] = {
     **HUB,
     **{name: PROBLEMS[name] for name in ("plays-gpt", "plays-continued", "digits-resnet")},
-    "reviews": partial(short_reviews, 256, "MiniLM on 256 reviews"),
     "reviews-few": partial(short_reviews, 128, "MiniLM on 128 reviews"),
     "reviews-once": partial(short_reviews, 256, "MiniLM, one epoch", epochs=1),
     "digits-resnet-norm": partial(resnet, 660, "ResNet on digits, BatchNorm"),
