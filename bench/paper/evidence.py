@@ -36,6 +36,12 @@ class Interval(NamedTuple):
         ends = f" ({show(self.low)} to {show(self.high)})" if math.isfinite(self.high) else ""
         return f"{show(self.mean)}{unit}{ends}"
 
+    def inside(self, low: float, high: float) -> int:
+        """1 where the mean is from `low` to `high`, -1 where all of the interval is outside."""
+        if low <= self.mean <= high:
+            return 1
+        return -int(self.high < low or self.low > high)
+
     def above(self, limit: float) -> int:
         """1 where all of it is above, -1 where all of it is below, else 0."""
         return int(self.low > limit) - int(self.high < limit)
@@ -61,8 +67,8 @@ def show(value: float) -> str:
 
 
 def logarithm(value: float) -> float:
-    """What is not finite, or below rounding, counts as the largest or smallest that does."""
-    return math.log(min(max(or_infinite(value), FLOOR), 1 / FLOOR))
+    """What is below rounding counts as the smallest loss that is not, and what diverged as 1e12."""
+    return math.log(max(value, FLOOR) if math.isfinite(value) else 1 / FLOOR)
 
 
 def _pairs(
@@ -134,7 +140,7 @@ def within(metric: str, name: str, low: float, high: float) -> Measure:
         found = []
         for title, values, _ in _pairs(results, metric, name, name):
             percent = interval([100 * value for value in values])
-            speaks = 1 if low <= percent.mean <= high else -1
+            speaks = percent.inside(low, high)
             found.append(Evidence(title, percent.shown(" %"), speaks, len(values)))
         return found
 
@@ -194,7 +200,10 @@ def first_by_rank(metric: str, ours: str, names: Sequence[str], sign: int = 1) -
 
 
 def exponent(metric: str, name: str, expected: float, tolerance: float) -> Measure:
-    """Over batch sizes (cases NAME-bSIZE) the metric grows as a power: the exponent that fits."""
+    """Over batch sizes (cases NAME-bSIZE) the metric grows as a power: the exponent that fits.
+
+    It speaks for the claim where it is `expected`, give or take `tolerance`, and surely above 0.
+    """
 
     def measure(results: Results) -> list[Evidence]:
         families: dict[str, list[tuple[float, list[float]]]] = {}
@@ -208,7 +217,8 @@ def exponent(metric: str, name: str, expected: float, tolerance: float) -> Measu
             if len(points) > 1:
                 sizes = [size for size, _ in points]
                 fits = interval([_slope(sizes, one) for one in zip(*(logs for _, logs in points))])
-                speaks = 1 if abs(fits.mean - expected) <= tolerance else -1
+                speaks = fits.inside(expected - tolerance, expected + tolerance)
+                speaks = min(speaks, fits.above(0)) if speaks > 0 else speaks
                 found.append(Evidence(family, fits.shown(), speaks, len(points[0][1])))
         return found
 

@@ -198,8 +198,9 @@ def test_steadier_needs_a_ratio_that_few_seeds_can_show():
 
 
 def test_within_bounds():
-    found = made("overhead", {"a": {"Ours": [0.03, 0.05]}, "b": {"Ours": [0.07, 0.08]}})
-    assert speaks(evidence.within("overhead", "Ours", 0, 6), found) == [1, -1]
+    shares = {"a": [0.03, 0.05], "b": [0.07, 0.0701], "c": [0.05, 0.09]}
+    found = made("overhead", {case: {"Ours": values} for case, values in shares.items()})
+    assert speaks(evidence.within("overhead", "Ours", 0, 6), found) == [1, -1, 0]
 
 
 def test_the_best_of_some_settings():
@@ -220,10 +221,11 @@ def test_ranks_by_seed():
 
 def test_the_exponent_of_a_power():
     cases = {f"gpt-b{size}": {"Ours": [size**0.5, 3 * size**0.5]} for size in (4, 16, 64)}
-    cases |= {f"cnn-b{size}": {"Ours": [size**0.1, size**0.12]} for size in (8, 32)}
+    cases |= {f"cnn-b{size}": {"Ours": [size**0.1, size**0.11]} for size in (8, 32)}
+    cases |= {f"mlp-b{size}": {"Ours": [size**-0.5, size**1.5]} for size in (8, 32)}
     measure = evidence.exponent("step", "Ours", 0.5, 0.15)
     found = measure(made("step", cases))
-    assert [(one.problem, one.speaks) for one in found] == [("gpt", 1), ("cnn", -1)]
+    assert [(one.problem, one.speaks) for one in found] == [("gpt", 1), ("cnn", -1), ("mlp", 0)]
     assert found[0].figure.startswith("0.50")
 
 
