@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from bench.paper.claims import SIX
@@ -13,6 +14,7 @@ from bench.plots import figure
 from bench.results import Results
 
 SEARCHES = {"Adam+SLS": "#000000", "Adam+SaLSa": "#D55E00"}
+WIDE = 5  # from here on a range is drawn in logarithms
 GRID = (4.2, 3.0)  # of a panel, in inches
 
 
@@ -28,11 +30,11 @@ def draw_tables(results: Results, path: Path) -> None:
             for name in names:
                 style = {"linewidth": 1.6, "linestyle": "-" if name in SIX else "--"}
                 draw(losses, results, case, "train_loss", name, band=False, **style)
-            losses.set(title=shown, yscale="log")
+            losses.set(title=shown, yscale=scale_of(losses))
             for name, color in SEARCHES.items():
                 draw(sizes, results, case, "step_size", name, color=color)
                 draw(sizes, results, case, "step_size_of_one", name, color=color, linewidth=0.6)
-            sizes.set(title=f"{shown}: step size", yscale="log", xlabel="step")
+            sizes.set(title=f"{shown}: step size", yscale=scale_of(sizes), xlabel="step")
         lines, labels = panels[rows * columns].get_legend_handles_labels()
         panels[rows * columns].legend(lines[::2], labels[::2])
         whole.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -51,6 +53,12 @@ def draw(
                 axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2)
 
 
+def scale_of(axes: Axes) -> str:
+    """Logarithms where what is drawn spans more than they need to be read by."""
+    drawn = [y for line in axes.get_lines() for y in np.ravel(line.get_ydata()) if y > 0]
+    return "log" if drawn and max(drawn) > WIDE * min(drawn) else "linear"
+
+
 def draw_rounding(results: Results, path: Path) -> None:
     """Figure 3: the loss falls to the last digits of fp32; what becomes of the step sizes?"""
     cases = results.settings["cases"]
@@ -58,28 +66,31 @@ def draw_rounding(results: Results, path: Path) -> None:
         for (case, shown), losses, sizes in zip(cases.items(), drawn[1], drawn[1][len(cases) :]):
             for name, color in SEARCHES.items():
                 draw(losses, results, case, "train_loss", name, color=color)
-                draw(sizes, results, case, "step_size", name, color=color)
+                draw(sizes, results, case, "step_size_of_one", name, color=color)
+                draw(sizes, results, case, "step_size", name, color=color, linewidth=0)
             losses.set(title=shown, yscale="log", ylabel="training loss")
-            sizes.set(yscale="log", xlabel="step", ylabel="step size")
-            sizes.legend()
+            sizes.set(yscale="log", xlabel="step", ylabel="step size: one seed, and the range")
+            lines, labels = sizes.get_legend_handles_labels()
+            sizes.legend(lines[::2], labels[::2])
 
 
 def draw_schedule(results: Results, path: Path) -> None:
     """Figure 4: the time of a run, with and without the schedule, over Adam's."""
     cases = results.settings["cases"]
+    names = [title.replace(", ", ",\n") for title in cases.values()]
     shown = {"Adam+SaLSa, every step": "search in every step", "Adam+SaLSa": "with the schedule"}
     with figure(path, 1, 2, (11, 4), "What the search costs, over Adam's time and work") as (
         _,
         panels,
     ):
         for axes, metric, title in zip(
-            panels, ("step_time", "overhead"), ("time of a step", "work: forwards and backwards")
+            panels, ("train_time", "overhead"), ("time of the run", "work: forwards and backwards")
         ):
             for index, (name, label) in enumerate(shown.items()):
                 heights, errors = [], []
                 for case in cases:
                     rows = results.rows_of(case, metric)
-                    base = rows["Adam"].values if metric == "step_time" else None
+                    base = rows["Adam"].values if metric == "train_time" else None
                     values = [v / b for v, b in zip(rows[name].values, base)] if base else [
                         1 + v for v in rows[name].values]  # fmt: skip
                     heights.append(fmean(values))
@@ -88,9 +99,7 @@ def draw_schedule(results: Results, path: Path) -> None:
                 axes.bar(places, heights, 0.36, yerr=errors, label=label)
             axes.axhline(1, color="black", linewidth=1)
             axes.set(title=title, ylim=(0.8, None))
-            axes.set_xticks(
-                [place + 0.19 for place in range(len(cases))], cases.values(), fontsize=8
-            )
+            axes.set_xticks([place + 0.19 for place in range(len(names))], names, fontsize=9)
         panels[0].legend()
 
 

@@ -57,9 +57,9 @@ def of_settings(name: str, settings: dict[str, Any], **more: Any) -> Method:
 ADAM_SALSA = of_settings("Adam+SaLSa", PAPER)
 EVERY_STEP = of_settings("Adam+SaLSa, every step", PAPER, search_period=1)
 ADAM_SLS_ = of_settings("Adam+SLS", ADAM_SLS)
-PLASLS = (
-    fused_salsa("PLASLS", "Adam+SLS with a step size for each unit", groups=units_of,
-                units="groups", **ADAM_SLS)
+PLASLS = fused_salsa(
+    "PLASLS", "Adam+SLS with a step size for each unit", groups=units_of,
+    units="groups", **ADAM_SLS,
 )  # fmt: skip
 
 
