@@ -46,7 +46,8 @@ EXPERIMENTS = {
         ("digits-rounded", "digits-exact"),
     ),
     "schedule": Experiment(
-        "With and without the schedule", (*LONGER, "plays-long"), m.with_and_without_schedule, QUICK,
+        "With and without the schedule", (*LONGER, "plays-long"), m.with_and_without_schedule,
+        QUICK,
     ),
     "c": Experiment("The constant c", SMALL, m.of_c, QUICK, 3),
     "beta3": Experiment("The smoothing beta3", SMALL, m.of_beta3, QUICK, 3),
