@@ -20,8 +20,9 @@ def collect(name: str, done: dict[Problem, list[Done]], runner: Runner) -> Resul
 
 def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:
     row, of = partial(results.row, bench, problem.case, done.method.name), done.runs
+    scores = [row(name, "1", [run.scores[name] for run in of]) for name in of[0].scores]
     if isinstance(problem, FineTuning):
-        return [row(name, "1", [run.scores[name] for run in of]) for name in of[0].scores]
+        return scores
     figures = {
         "half_loss": [_at_half(run) for run in of],
         "step_size": [median(_second_half(run.step_sizes)) for run in of],
@@ -35,6 +36,7 @@ def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:
     return [
         *runs.rows_of(bench, problem, done),
         *(row(metric, "1", values) for metric, values in figures.items()),
+        *scores,
     ]
 
 

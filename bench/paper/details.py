@@ -10,6 +10,7 @@ COLUMNS = (
     Column("change\nper step", "change", show_number),
     Column("largest\nfall", "fall", "{:.3g}".format), WORK,
     Column("lr\nchosen", "chosen_lr", "{:g}".format),
+    LOSS._replace(title="loss on what\nwas before", metric="before_loss"),
 )  # fmt: skip
 TESTED = (
     ACCURACY._replace(title="test\naccuracy %", metric="test_accuracy"),

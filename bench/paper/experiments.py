@@ -62,8 +62,8 @@ EXPERIMENTS = {
         ("plays-continued", "reviews-once", "reviews-few"), m.units, QUICK[:1],
     ),
     "distribution": Experiment(
-        "Learning rates over the depth", ("plays-continued", "plays-forgotten", "reviews-few"),
-        m.distributions, ("plays-continued", "plays-forgotten"),
+        "Learning rates over the depth", ("plays-forgotten", "reviews-few"),
+        m.distributions, ("plays-forgotten",),
     ),
     "trust": Experiment(
         "Trust ratios and large batches", tuple(f"digits-cnn-b{batch}" for batch in LARGE),

@@ -4,12 +4,13 @@ The budget of each is a number of steps, as papers count epochs: a search costs 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bench import models
 from bench.networks import PADDING
@@ -30,7 +31,7 @@ from bench.problems import (
 from bench.sets.batches import Batch, in_parts, on
 from bench.sets.reviews import reviews, trimmed
 from bench.sets.small import digits, of_classes
-from bench.training import Problem, cross_entropy
+from bench.training import Checkpoint, Problem, Run, cross_entropy
 
 SHORT = 16  # tokens: a step on longer snippets takes a CPU too long
 TESTED = 512  # snippets
@@ -64,13 +65,26 @@ def short_reviews(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Forgetting(Problem):
+    """The loss on what the network was trained on before is measured, too; nothing follows it."""
+
+    before_sample: Sequence[Batch]
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, optimizer: Optimizer, run: Run) -> Checkpoint:
+        point = super()._evaluate(model, optimizer, run)
+        model.eval()
+        run.scores["before_loss"], _ = self.measured(model, self.before_sample)
+        model.train()
+        return point
+
+
 def forgotten(case: str, device: torch.device) -> Problem:
-    """A GPT goes on from the comedies to the histories; its loss on the comedies is validated."""
+    """A GPT that was trained on the comedies goes on to the histories."""
     problem = PROBLEMS["plays-continued"](case, device)
-    before = of_plays(1, "", "", small_gpt, "", device, kind="comedies")
-    return replace(
-        problem, title="GPT, what is forgotten", validation_sample=before.validation_sample
-    )
+    before = of_plays(1, "", "", small_gpt, "", device, kind="comedies").validation_sample
+    return Forgetting(**{**vars(problem), "before_sample": before})
 
 
 def in_double(logits: Tensor, targets: Tensor) -> Tensor:

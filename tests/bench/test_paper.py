@@ -21,7 +21,7 @@ from bench.paper.collect import change_per_step, collect, largest_fall
 from bench.paper.evidence import Evidence
 from bench.paper.experiments import EXPERIMENTS, Experiment
 from bench.paper.fine_tuning import Epochs, FineTuning
-from bench.paper.problems import PAPER_PROBLEMS
+from bench.paper.problems import PAPER_PROBLEMS, Forgetting
 from bench.results import Results
 from bench.runs import Done, Runner
 from bench.sets.batches import Batch, shuffled
@@ -113,6 +113,18 @@ def test_adaptive_fine_tuning_goes_back_to_its_best_epoch():
     assert run.scores["test_loss"] == pytest.approx(min(losses)) and losses[-1] > min(losses)
     # two epochs of warm-up, of which the second is no better, and seven of cool-down
     assert run.scores["epochs"] == len(losses) == 9
+
+
+def test_what_is_forgotten_is_measured_and_changes_nothing():
+    flipped = [Batch(sample.inputs, 1 - sample.targets) for sample in problem().train_sample]
+    plain = problem(in_steps=True)
+    watched = Forgetting(**vars(plain), before_sample=flipped)
+    fast = of_torch("Adam", "lr=0.1", torch.optim.Adam, lr=0.1)
+    one, other = (each.run(fast, 0, CPU) for each in (watched, plain))
+    assert one.checkpoints == other.checkpoints and one.losses == other.losses
+    # the better it knows the new labels, the worse the old ones, which are the opposite
+    assert one.scores["before_loss"] > 1 > 2 * one.checkpoints[-1].train_loss
+    assert other.scores == {}
 
 
 # --- what is made of runs -------------------------------------------------------------------------
@@ -249,7 +261,7 @@ def test_a_claim_is_measured_by_what_its_experiment_runs(claim):
     one = EXPERIMENTS[claim.experiment]
     names = [method.name for method in one.methods(problem(case="plays-b8"))]
     metrics = ("train_loss", "validation_loss", "half_loss", "peak_accuracy", "test_accuracy",
-               "step_size", "change", "fall", "overhead")  # fmt: skip
+               "before_loss", "step_size", "change", "fall", "overhead")  # fmt: skip
     found = [made(metric, {f"plays-b{size}": {name: [1.0 + place, 2.0 + 2 * place]
                                               for place, name in enumerate(names)}
                            for size in (8, 16)}) for metric in metrics]  # fmt: skip
