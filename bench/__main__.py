@@ -20,8 +20,8 @@ COMMANDS = {
     "train": ("train", "what training reaches, beside tuned AdamW and learning-rate-free "
               "optimizers", "--device --data --without --optimizers --family --seeds=3 --work=1 "
               "--again --json"),
-    "paper": ("paper.command", "do the papers' claims hold? (all 2.5 hours, --quick 15 minutes)",
-              f"--quick --device --only --data --seeds=0 --again --out={LOCAL}"),
+    "paper": ("paper.command", "do the papers' claims hold? (3 hours; --quick: 10 minutes)",
+              f"--quick --device --only --data --seeds --again --out={LOCAL}"),
     "swapin": ("swapin", "train loops as people write them, with their optimizer and with "
                "FusedSaLSa",
                f"--seeds=2 --work=1 --only --settings={{}} --json={LOCAL}/swapin.json"),

@@ -55,7 +55,7 @@ def left_out(missing: dict[str, str], what: str) -> Iterator[None]:
         no_room = isinstance(error, torch.OutOfMemoryError)
         why = " ".join(str(error).split())[:160]  # may stand in a later line than the first
         missing[what] = "no room" if no_room else f"{kind}{why}"
-        CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow")
+        CONSOLE.print(f"{what}: left out: {missing[what]}", style="yellow", markup=False)
 
 
 def finish(measured: Results, table: Table, file: Path, *more: Path) -> int:

@@ -28,10 +28,11 @@ from bench.training import FINAL_SHARE, Case, Checkpoint, Problem, Run
 TUNING_SEED = 1000  # none of the seeds that count
 # Sources that decide what a run does, and those that do where FusedSaLSa is run.
 SOURCES = (
-    "methods", "peers", "training", "problems", "models", "networks", "sets/*",
-    "paper/problems", "paper/fine_tuning", "paper/hub",
+    "methods", "optimizers", "peers", "training", "problems", "models", "networks", "sets/*",
+    "paper/problems", "paper/fine_tuning", "paper/hub", "paper/methods",
 )  # fmt: skip
-OURS = ("salsa_fused/**/*.py", "csrc/*", "bench/optimizers.py", "bench/paper/methods.py")
+NAMED = ("settings", "schedules", "units")  # of ours, that others' optimizers are built with, too
+OURS = ("salsa_fused/**/*.py", "csrc/*")
 WARM_UP = 20  # steps: the first search looks for the order of magnitude, and that costs more
 BAR = TaskID(0)  # the only one
 
@@ -39,7 +40,8 @@ BAR = TaskID(0)  # the only one
 @cache
 def code(ours: bool) -> str:
     """A digest of the sources that decide what a run does."""
-    patterns = [*(f"bench/{name}.py" for name in SOURCES), *(OURS if ours else ())]
+    patterns = [f"bench/{name}.py" for name in SOURCES]
+    patterns += OURS if ours else [f"salsa_fused/{name}.py" for name in NAMED]
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in REPOSITORY.glob(pattern)):
         digest.update(path.read_bytes())
@@ -69,6 +71,10 @@ class Done:
     @property
     def chosen(self) -> Method:
         return self.method if self.lr is None else self.method.grid[self.lr]
+
+
+class NothingRanError(SystemExit):
+    """Nothing of what was asked for could be run."""
 
 
 @dataclass
@@ -101,7 +107,7 @@ class Runner:
                 measured = collect(done, self)
                 measured.write(file)
         if not done:
-            raise SystemExit("nothing could be run")
+            raise NothingRanError("nothing could be run")
         return measured
 
     def run(self, case: Case, methods: Sequence[Method], seeds: int) -> list[Done]:

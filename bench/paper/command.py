@@ -13,46 +13,63 @@ from bench.paper.experiments import EXPERIMENTS, Experiment
 from bench.paper.problems import PAPER_PROBLEMS, paper_problem
 from bench.paper.published import accuracy_table, loss_table
 from bench.results import Results
-from bench.runs import Runner
+from bench.runs import NothingRanError, Runner
 from bench.sets.fetch import shown
 from bench.tables import to_rich
 from bench.train import KEPT
 
-QUICK_WORK, QUICK_SEEDS = 0.25, 2
+QUICK_WORK, QUICK_SEEDS, QUICK = 0.25, 2, "quick"
 
 
 def paper(arguments: argparse.Namespace) -> int:
     device = c.chosen_device(arguments.device)
     names = arguments.only or [name for name, one in EXPERIMENTS.items() if not one.asked]
     c.check_names("--only", names, EXPERIMENTS)
-    c.check_names("--data", arguments.data or (), {*PAPER_PROBLEMS})
-    if arguments.seeds < 0:
+    c.check_names("--data", arguments.data or (), PAPER_PROBLEMS)
+    if arguments.seeds is not None and arguments.seeds < 1:
         raise SystemExit("--seeds: at least one")
-    runner = Runner(device, KEPT, arguments.again)
-    for name in names:
-        _run(name, EXPERIMENTS[name], runner, arguments)
-    files = [arguments.out / f"paper_{name}.json" for name in names]
-    files = [file for file in files if file.exists()]
+    # What is quick stands beside what is not, in a folder of its own.
+    out = arguments.out / QUICK if arguments.quick else arguments.out
+    chosen = {name: problems_of(EXPERIMENTS[name], arguments) for name in names}
+    if not any(chosen.values()):
+        known = [case for name in names for case in EXPERIMENTS[name].problems]
+        raise SystemExit(f"nothing to do: {', '.join(names)} has the problems {', '.join(known)}")
+    runner, files = Runner(device, KEPT, arguments.again), []
+    for name, problems in chosen.items():
+        file = out / f"paper_{name}.json"
+        c.check_writable(file)
+        if problems:
+            c.CONSOLE.print(f"\n[bold]{EXPERIMENTS[name].title}[/]")
+            try:
+                _run(name, problems, runner, arguments, file)
+            except NothingRanError:
+                continue  # why has been said; the other experiments count
+            files.append(file)
+    if not files:
+        return 1
     for file in files:
         if file.stem in ("paper_tables", "paper_published"):
             show_tables(Results.read(file))
-    show_claims(arguments.out)
-    drawn = plots.draw(arguments.out, figures.PICTURES)
-    c.CONSOLE.print(f"\nWrote {', '.join(map(shown, (*files, *drawn)))}.")
+    show_claims(out)
+    drawn = plots.draw(out, {file.stem: draw for file in files
+                             if (draw := figures.PICTURES.get(file.stem))})  # fmt: skip
+    c.CONSOLE.print(f"\nWrote {', '.join(map(shown, (*files, *drawn)))}.", markup=False)
     return 0
 
 
-def _run(name: str, one: Experiment, runner: Runner, arguments: argparse.Namespace) -> None:
-    """Measure an experiment on its problems; after each of them its file is written anew."""
-    quick, only = arguments.quick, arguments.data
-    wanted = [case for case in (one.quick if quick else one.problems) if not only or case in only]
-    file = arguments.out / f"paper_{name}.json"
-    c.check_writable(file)
-    if wanted:
-        c.CONSOLE.print(f"\n[bold]{one.title}[/]")
-        make = partial(paper_problem, device=runner.device, work=QUICK_WORK if quick else 1.0)
-        seeds = arguments.seeds or (QUICK_SEEDS if quick else one.seeds)
-        runner.run_all(wanted, make, one.methods, seeds, file, partial(collect, name))
+def problems_of(one: Experiment, arguments: argparse.Namespace) -> list[str]:
+    known = one.quick if arguments.quick else one.problems
+    return [case for case in known if not arguments.data or case in arguments.data]
+
+
+def _run(
+    name: str, problems: list[str], runner: Runner, arguments: argparse.Namespace, file: Path
+) -> None:
+    """Measure an experiment; after each of its problems the file is written anew."""
+    one, quick = EXPERIMENTS[name], arguments.quick
+    make = partial(paper_problem, device=runner.device, work=QUICK_WORK if quick else 1.0)
+    seeds = arguments.seeds or (QUICK_SEEDS if quick else one.seeds)
+    runner.run_all(problems, make, one.methods, seeds, file, partial(collect, name))
 
 
 def show_tables(found: Results) -> None:
@@ -67,10 +84,10 @@ def show_tables(found: Results) -> None:
 
 def show_claims(folder: Path) -> None:
     """Every claim that was measured, its verdict, and what each problem says."""
+    c.CONSOLE.print(f"\n[bold]The claims[/]\n[dim]{CAPTION}[/]")
     for paper, table in claims_tables(folder).items():
         c.CONSOLE.print(f"\n[bold]{paper}[/]")
         for (claim,), (verdict, found, seeds) in table.rows.items():
-            c.CONSOLE.print(f"[bold]{verdict.text}[/]: {claim} ({seeds.text} seeds)")
+            c.CONSOLE.print(f"[bold]{verdict.text}[/]: {claim} (seeds: {seeds.text})")
             for line in found.text.split("; "):
                 c.CONSOLE.print(f"    {line}", style="dim")
-    c.CONSOLE.print(CAPTION, style="dim")

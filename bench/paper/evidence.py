@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from scipy.stats import f as f_distribution
@@ -13,6 +13,8 @@ from bench.results import Results
 
 UPPER = 0.975  # the quantile of a two-sided 95 % interval
 CLOSE = 1.05  # "no higher" allows this factor
+FEWEST = 3  # values that can decide anything
+FAR = 100.0  # times its seeds' median: a run that ends so has blown up
 
 
 class Evidence(NamedTuple):
@@ -37,10 +39,8 @@ class Interval(NamedTuple):
         return f"{show(self.mean)}{unit}{ends}"
 
     def inside(self, low: float, high: float) -> int:
-        """1 where the mean is from `low` to `high`, -1 where all of the interval is outside."""
-        if low <= self.mean <= high:
-            return 1
-        return -int(self.high < low or self.low > high)
+        """1 where all of it is from `low` to `high`, -1 where all of it is outside, else 0."""
+        return int(low <= self.low and self.high <= high) - int(self.high < low or self.low > high)
 
     def above(self, limit: float) -> int:
         """1 where all of it is above, -1 where all of it is below, else 0."""
@@ -48,9 +48,9 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Of the mean, by Student's t; of one value without ends."""
+    """Of the mean, by Student's t; without ends where there are fewer than `FEWEST`."""
     mean = fmean(values)
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return Interval(mean, -math.inf, math.inf)
     error = stdev(values) / len(values) ** 0.5
     wide = float(t_distribution.ppf(UPPER, len(values) - 1)) * error
@@ -58,11 +58,13 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def show(value: float) -> str:
-    """Two digits behind the point, or two that count."""
+    """Two digits behind the point, three next to 1, or two that count."""
     if abs(value) >= 1e4:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
     if abs(value) >= 100 or value == 0:
         return f"{value:.0f}"
+    if 0.9 < value < 1.1:
+        return f"{value:.3f}"
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}".replace("e-0", "e-")
 
 
@@ -82,19 +84,56 @@ def _pairs(
 
 
 def ratio(metric: str, ours: str, others: str, *, no_higher: bool = False) -> Measure:
-    """`ours` is below `others`, seed by seed; with `no_higher` it may be up to 5 % above."""
+    """`ours` is below `others`, seed by seed; with `no_higher` it is at most 5 % above.
+
+    More runs that blew up than `others` has speak against it, whatever the interval says.
+    """
 
     def measure(results: Results) -> list[Evidence]:
         found = []
         for title, a, b in _pairs(results, metric, ours, others):
             logs = interval([logarithm(x) - logarithm(y) for x, y in zip(a, b)])
-            limit = math.log(CLOSE) if no_higher else 0.0
-            speaks = -logs.above(limit)
-            if no_higher and not speaks:
-                speaks = int(logs.mean <= limit)
+            speaks = -logs.above(math.log(CLOSE) if no_higher else 0.0)
             shown = Interval(*(math.exp(min(end, 700.0)) for end in logs)).shown()
+            if (count := blown_up(a)) > blown_up(b):
+                speaks, shown = -1, f"{shown}, {count} of {len(a)} runs blew up"
             found.append(Evidence(title, shown, speaks, len(a)))
         return found
+
+    return measure
+
+
+def blown_up(values: Sequence[float]) -> int:
+    """How many are not finite, or far above the median of them all."""
+    limit = FAR * median(map(or_infinite, values))
+    return sum(not math.isfinite(value) or value > limit for value in values)
+
+
+def overall(metric: str, ours: str, others: str) -> Measure:
+    """`ours` is below `others` in the geometric mean over all problems, seed by seed."""
+
+    def measure(results: Results) -> list[Evidence]:
+        pairs = [(a, b) for _, a, b in _pairs(results, metric, ours, others)]
+        by_problem = [[logarithm(x) - logarithm(y) for x, y in zip(a, b)] for a, b in pairs]
+        if not by_problem:
+            return []
+        logs = interval([fmean(of_seed) for of_seed in zip(*by_problem)])
+        shown = Interval(*(math.exp(min(end, 700.0)) for end in logs)).shown()
+        return [Evidence("geometric mean", shown, -logs.above(0), len(pairs[0][0]))]
+
+    return measure
+
+
+def overall_gain(metric: str, ours: str, others: str) -> Measure:
+    """`ours` has the higher share in the mean over all problems, in points of a hundred."""
+
+    def measure(results: Results) -> list[Evidence]:
+        pairs = [(a, b) for _, a, b in _pairs(results, metric, ours, others)]
+        if not pairs:
+            return []
+        by_seed = zip(*([100 * (x - y) for x, y in zip(a, b)] for a, b in pairs))
+        points = interval([fmean(of_seed) for of_seed in by_seed])
+        return [Evidence("mean", points.shown(" points"), points.above(0), len(pairs[0][0]))]
 
     return measure
 
@@ -121,24 +160,25 @@ def steadier(metric: str, ours: str, others: str) -> Measure:
     def measure(results: Results) -> list[Evidence]:
         found = []
         for title, a, b in _pairs(results, metric, ours, others):
-            own, other = (
-                stdev(map(logarithm, values)) if len(values) > 1 else 0 for values in (a, b)
-            )
+            own, other = (stdev(map(logarithm, v)) if len(v) >= FEWEST else 0 for v in (a, b))
             if own and other:
                 wide = float(f_distribution.ppf(UPPER, len(a) - 1, len(b) - 1)) ** 0.5
                 spread = Interval(own / other, own / other / wide, own / other * wide)
                 found.append(Evidence(title, spread.shown(), -spread.above(1), len(a)))
+            else:
+                found.append(Evidence(title, f"{show(own)} over {show(other)}", 0, len(a)))
         return found
 
     return measure
 
 
-def within(metric: str, name: str, low: float, high: float) -> Measure:
-    """The mean is from `low` to `high`, in percent."""
+def within(metric: str, name: str, low: float, high: float, cases: Sequence[str] = ()) -> Measure:
+    """The mean is from `low` to `high`, in percent; of some cases alone, or of all."""
 
     def measure(results: Results) -> list[Evidence]:
         found = []
-        for title, values, _ in _pairs(results, metric, name, name):
+        wanted = _only(results, cases) if cases else results
+        for title, values, _ in _pairs(wanted, metric, name, name):
             percent = interval([100 * value for value in values])
             speaks = percent.inside(low, high)
             found.append(Evidence(title, percent.shown(" %"), speaks, len(values)))
@@ -147,20 +187,42 @@ def within(metric: str, name: str, low: float, high: float) -> Measure:
     return measure
 
 
+def _only(results: Results, cases: Sequence[str]) -> Results:
+    known = results.settings["cases"]
+    kept = {case: known[case] for case in cases if case in known}
+    return Results(results.environment, results.rows, [], {**results.settings, "cases": kept})
+
+
 def best_of(metric: str, good: Sequence[str], others: Sequence[str]) -> Measure:
-    """One of `good` has the lowest mean, or is no higher: its ratio to the best of `others`."""
+    """One of `good` is the lowest of all: the best of them over the best of `others`."""
+
+    def measure(results: Results) -> list[Evidence]:
+        found = []
+        for case in results.settings["cases"]:
+            rows = results.rows_of(case, metric)
+            if set(rows) >= {*good, *others}:
+                logs = {name: fmean(map(logarithm, rows[name].values)) for name in rows}
+                first, other = (min(names, key=logs.__getitem__) for names in (good, others))
+                found += ratio(metric, first, other)(_only(results, [case]))
+        return found
+
+    return measure
+
+
+def alike(metric: str, names: Sequence[str], factor: float) -> Measure:
+    """The highest and the lowest mean of `names` differ by at most `factor`."""
 
     def measure(results: Results) -> list[Evidence]:
         found = []
         for case, title in results.settings["cases"].items():
             rows = results.rows_of(case, metric)
-            if set(rows) >= {*good, *others}:
-                first, other = (
-                    min(names, key=lambda name: or_infinite(rows[name].mean))
-                    for names in (good, others)
-                )
-                one = Results({}, results.rows, [], {"cases": {case: title}})
-                found += ratio(metric, first, other, no_higher=True)(one)
+            if set(rows) >= {*names}:
+                logs = {name: [*map(logarithm, rows[name].values)] for name in names}
+                order = sorted(names, key=lambda name: fmean(logs[name]))
+                apart = interval([a - b for a, b in zip(logs[order[-1]], logs[order[0]])])
+                shown = Interval(*(math.exp(min(end, 700.0)) for end in apart)).shown()
+                speaks = -apart.above(math.log(factor))
+                found.append(Evidence(title, shown, speaks, rows[names[0]].n))
         return found
 
     return measure
@@ -200,10 +262,7 @@ def first_by_rank(metric: str, ours: str, names: Sequence[str], sign: int = 1) -
 
 
 def exponent(metric: str, name: str, expected: float, tolerance: float) -> Measure:
-    """Over batch sizes (cases NAME-bSIZE) the metric grows as a power: the exponent that fits.
-
-    It speaks for the claim where it is `expected`, give or take `tolerance`, and surely above 0.
-    """
+    """Over batch sizes (cases NAME-bSIZE) the metric grows as a power: the exponent that fits."""
 
     def measure(results: Results) -> list[Evidence]:
         families: dict[str, list[tuple[float, list[float]]]] = {}
@@ -218,7 +277,6 @@ def exponent(metric: str, name: str, expected: float, tolerance: float) -> Measu
                 sizes = [size for size, _ in points]
                 fits = interval([_slope(sizes, one) for one in zip(*(logs for _, logs in points))])
                 speaks = fits.inside(expected - tolerance, expected + tolerance)
-                speaks = min(speaks, fits.above(0)) if speaks > 0 else speaks
                 found.append(Evidence(family, fits.shown(), speaks, len(points[0][1])))
         return found
 

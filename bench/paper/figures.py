@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bench.paper.claims import SIX
+from bench.paper.evidence import logarithm
 from bench.plots import figure
 from bench.results import Results
 
-SEARCHES = {"Adam+SLS": "#000000", "Adam+SaLSa": "#D55E00"}
+SEARCHES = {"Adam+SLS": "#009E73", "Adam+SaLSa": "#E69F00"}  # as in the panels of losses
 WIDE = 5  # from here on a range is drawn in logarithms
 GRID = (4.2, 3.0)  # of a panel, in inches
 
@@ -121,7 +122,8 @@ def _ablation(usual: float, title: str, label: str, axis: Callable[[float], floa
                 order = sorted(values)
                 places = [axis(value) for value in order]
                 logs = [
-                    [math.log(a / b) for a, b in zip(rows[values[v]].values, base)] for v in order
+                    [logarithm(a) - logarithm(b) for a, b in zip(rows[values[v]].values, base)]
+                    for v in order
                 ]
                 middle = [math.exp(fmean(one)) for one in logs]
                 ends = [_errors(one) for one in logs]
@@ -129,7 +131,8 @@ def _ablation(usual: float, title: str, label: str, axis: Callable[[float], floa
                     places, middle, list(zip(*ends)), marker="o", capsize=3, label=shown
                 )
                 costs.plot(places, [100 * work[values[v]].mean for v in order], marker="o")
-            losses.set(title=f"final loss, over that of {usual:g}", yscale="log", xlabel=label)
+            losses.set(title=f"final loss, over that of {usual:g}", xlabel=label)
+            losses.set_yscale(scale_of(losses))
             costs.set(title="extra work, percent", xlabel=label)
             for axes in (losses, costs):
                 axes.set_xticks(places, [f"{value:g}" for value in order])
@@ -157,15 +160,16 @@ def draw_batch(results: Results, path: Path) -> None:
         for axes, (family, cases) in zip(panels, families.items()):
             for index, name in enumerate(names):
                 rows = {size: results.rows_of(case, "step_size") for size, case in cases.items()}
-                means = [math.exp(fmean(map(math.log, rows[size][name].values))) for size in cases]
-                color = f"C{index}"
-                axes.plot([*cases], means, label=name, color=color, linestyle="-")
-                for size in cases:
-                    values = rows[size][name].values
-                    axes.plot([size] * len(values), values, "o", color=color, markersize=4)
+                found = {size: row[name].values for size, row in rows.items() if name in row}
+                if not found:
+                    continue
+                means = [math.exp(fmean(map(math.log, values))) for values in found.values()]
+                axes.plot([*found], means, label=name, color=f"C{index}", linestyle="-")
+                for size, values in found.items():
+                    axes.plot([size] * len(values), values, "o", color=f"C{index}", markersize=4)
                 if not index:
-                    root = [means[0] * (size / min(cases)) ** 0.5 for size in cases]
-                    axes.plot([*cases], root, color="black", linestyle=":", label="square root")
+                    root = [means[0] * (size / min(found)) ** 0.5 for size in found]
+                    axes.plot([*found], root, color="black", linestyle=":", label="square root")
             axes.set(title=family, xscale="log", yscale="log", xlabel="batch size")
             axes.set_xticks([*cases], [str(size) for size in cases], minor=False)
             axes.minorticks_off()

@@ -56,7 +56,7 @@ def of_settings(name: str, settings: dict[str, Any], **more: Any) -> Method:
 
 ADAM_SALSA = of_settings("Adam+SaLSa", PAPER)
 EVERY_STEP = of_settings("Adam+SaLSa, every step", PAPER, search_period=1)
-ADAM_SLS_ = of_settings("Adam+SLS", ADAM_SLS)
+SLS = of_settings("Adam+SLS", ADAM_SLS)
 PLASLS = fused_salsa(
     "PLASLS", "Adam+SLS with a step size for each unit", groups=units_of,
     units="groups", **ADAM_SLS,
@@ -68,7 +68,7 @@ def candidates(problem: Problem) -> list[Method]:
     return [
         adam(problem),
         of_lr("SGD", torch.optim.SGD, SGD_GRID, factor_of(problem)),
-        ADAM_SLS_,
+        SLS,
         of_settings("SGD+SLS", SGD_SLS),
         ADAM_SALSA,
         of_settings("SGD+SaLSa", SGD_SALSA),
@@ -79,7 +79,7 @@ def candidates(problem: Problem) -> list[Method]:
 
 
 def line_searches(_: Problem) -> list[Method]:
-    return [ADAM_SLS_, ADAM_SALSA]
+    return [SLS, ADAM_SALSA]
 
 
 def with_and_without_schedule(problem: Problem) -> list[Method]:
@@ -109,7 +109,7 @@ def by_batch(_: Problem) -> list[Method]:
 
 
 def units(problem: Problem) -> list[Method]:
-    return [adam(problem), ADAM_SLS_, PLASLS]
+    return [adam(problem), SLS, PLASLS]
 
 
 def distributions(problem: Problem) -> list[Method]:

@@ -1,12 +1,12 @@
 """Tables I and II of arXiv 2407.20650 as published, and ours below them in the same form."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from bench.paper.claims import SIX
-from bench.paper.evidence import mean_ranks
-from bench.ranks import geometric_mean
+from bench.paper.evidence import logarithm, mean_ranks
 from bench.results import Results, Row
 from bench.tables import DASH, Cell, Rows, Table, show_number
 
@@ -41,10 +41,7 @@ def accuracy_table(results: Results) -> Table:
 
 def loss_table(results: Results) -> Table:
     """Table II: final training losses; averages are of logarithms."""
-    columns = zip(SIX, zip(*LOSSES.values(), strict=True), strict=True)
-    means = {name: geometric_mean(losses) for name, losses in columns if None not in losses}
-    published = {**LOSSES, "log average": tuple(means.get(name) for name in SIX)}
-    return _table(results, published, "train_loss", 1, show_number)
+    return _table(results, LOSSES, "train_loss", 1, show_number)
 
 
 def _table(
@@ -55,19 +52,21 @@ def _table(
     rows: Rows = {}
     for case, figures in published.items():
         best = min((sign * value for value in figures if value is not None), default=None)
-        cells = [Cell(DASH if v is None else show(v), best=v is not None and sign * v == best)
-                 for v in figures]  # fmt: skip
-        rows["published", case] = [*cells, *[Cell(DASH)] * (len(names) - len(SIX))]
-    measured = {}
-    for case, title in results.settings["cases"].items():
-        if found := results.rows_of(case, metric):
-            measured[case] = found
-            rows["here", title] = _cells(found, names, sign, show)
-    whole = {case: found for case, found in measured.items() if set(names) <= set(found)}
-    average = geometric_mean if sign == 1 else fmean
-    means = [average(found[name].mean for found in whole.values()) for name in names]
+        by_name = dict(zip(SIX, figures))
+        values = [by_name.get(name) for name in names]
+        rows["published", case] = [
+            Cell(DASH) if value is None else Cell(show(value), best=sign * value == best)
+            for value in values
+        ]
+    cases = results.settings["cases"]
+    measured = {case: found for case in cases if (found := results.rows_of(case, metric))}
+    for case, found in measured.items():
+        rows["here", cases[case]] = _cells(found, names, sign, show)
+    means = _averages([*measured.values()], names, sign)
+    best = min((sign * mean for mean in means.values() if math.isfinite(mean)), default=None)
     rows["here", "log average" if sign == 1 else "average"] = [
-        Cell(show(mean), best=mean == min(means, key=lambda m: sign * m)) for mean in means
+        Cell(show(means[name]), best=sign * means[name] == best) if name in means else Cell(DASH)
+        for name in names
     ]
     for title, ranked in (("rank of six", SIX), ("rank of all", names)):
         ranks = {name: fmean(by_seed) for name, by_seed in
@@ -83,10 +82,24 @@ def _table(
     return Table(titles, rows, said, ("", "data"))
 
 
+def _averages(
+    found: Sequence[Mapping[str, Row]], names: Sequence[str], sign: int
+) -> dict[str, float]:
+    """Over the problems where all were run; losses that are not finite count as in `logarithm`."""
+    whole = [rows for rows in found if set(names) <= set(rows)]
+    if not whole:
+        return {}
+    if sign == 1:
+        logs = {name: fmean(logarithm(rows[name].mean) for rows in whole) for name in names}
+        return {name: math.exp(mean) for name, mean in logs.items()}
+    return {name: fmean(rows[name].mean for rows in whole) for name in names}
+
+
 def _cells(
     found: Mapping[str, Row], names: Sequence[str], sign: int, show: Callable[[float], str]
 ) -> list[Cell]:
-    best = min(sign * row.mean for row in found.values())
+    finite = [sign * row.mean for row in found.values() if math.isfinite(row.mean)]
+    best = min(finite, default=None)
     return [
         Cell(show(row.mean), _error(row), sign * row.mean == best)
         if (row := found.get(name)) else Cell(DASH)
@@ -95,4 +108,6 @@ def _cells(
 
 
 def _error(row: Row) -> str:
-    return f"{stdev(row.values) / row.n**0.5:.2g}" if row.n > 1 else ""
+    if row.n < 2 or not all(map(math.isfinite, row.values)):
+        return ""
+    return f"{stdev(row.values) / row.n**0.5:.2g}"
