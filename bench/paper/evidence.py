@@ -95,7 +95,7 @@ def ratio(metric: str, ours: str, others: str, *, no_higher: bool = False) -> Me
             logs = interval([logarithm(x) - logarithm(y) for x, y in zip(a, b)])
             speaks = -logs.above(math.log(CLOSE) if no_higher else 0.0)
             shown = Interval(*(math.exp(min(end, 700.0)) for end in logs)).shown()
-            if (count := blown_up(a)) > blown_up(b):
+            if (count := blown_up(a, b)) > blown_up(b, a):
                 speaks, shown = -1, f"{shown}, {count} of {len(a)} runs blew up"
             found.append(Evidence(title, shown, speaks, len(a)))
         return found
@@ -103,9 +103,10 @@ def ratio(metric: str, ours: str, others: str, *, no_higher: bool = False) -> Me
     return measure
 
 
-def blown_up(values: Sequence[float]) -> int:
-    """How many are not finite, or far above the median of them all."""
-    limit = FAR * median(map(or_infinite, values))
+def blown_up(values: Sequence[float], beside: Sequence[float]) -> int:
+    """How many are not finite, or far above the median of them all and above the others' median."""
+    own, other = (median(map(or_infinite, one)) for one in (values, beside))
+    limit = max(FAR * own, other)
     return sum(not math.isfinite(value) or value > limit for value in values)
 
 

@@ -209,6 +209,8 @@ def test_runs_that_blew_up_speak_against_however_wide_the_interval(bad):
     failed = sum(not value < 1 for value in bad)
     assert one.speaks == -1 and f"{failed} of 5 runs blew up" in one.figure
     assert both.speaks >= 0  # no more of ours than of theirs
+    still_lower = {"Ours": [1e-9, 1e-9, 1e-9, 1e-9, 1e-6], "Other": [1.0, 1.1, 1.0, 0.9, 1.0]}
+    assert speaks(evidence.ratio("loss", "Ours", "Other"), made("loss", {"a": still_lower})) == [1]
 
 
 def test_over_all_problems():
