@@ -12,6 +12,8 @@ from bench.results import Curve, Results, Row
 from bench.runs import Done, Runner
 from bench.training import PLAIN_STEP, Problem, Run
 
+DRAWN = ("tables", "published", "rounding")
+
 
 def collect(name: str, done: dict[Problem, list[Done]], runner: Runner) -> Results:
     """One file of results of what ran so far."""
@@ -41,8 +43,8 @@ def rows_of(bench: str, problem: Problem, done: Done) -> list[Row]:
 
 
 def curves_of(bench: str, problem: Problem, done: Done) -> list[Curve]:
-    """As of every training, and the step size of the first seed alone."""
-    if isinstance(problem, FineTuning):
+    """As of every training, and the step size of the first seed alone; where they are drawn."""
+    if bench not in DRAWN:
         return []
     sizes = done.runs[0].step_sizes
     one = results.curve(

@@ -16,13 +16,13 @@ from bench.results import Results
 
 SEARCHES = {"Adam+SLS": "#009E73", "Adam+SaLSa": "#E69F00"}  # as in the panels of losses
 WIDE = 5  # from here on a range is drawn in logarithms
-GRID = (4.2, 3.0)  # of a panel, in inches
+GRID = (3.8, 3.0)  # of a panel, in inches
 
 
 def draw_tables(results: Results, path: Path) -> None:
     """Losses of all candidates (Figures 5 and 6), then step sizes of both searches (1 and 2)."""
     cases, names = results.settings["cases"], list(results.settings["optimizers"])
-    columns = min(3, len(cases))
+    columns = len(cases) if len(cases) <= 4 else 3
     rows = -(-len(cases) // columns)
     size = (GRID[0] * max(columns, 2), 0.8 + GRID[1] * 2 * rows)
     title = "Training losses; below, step sizes: mean and range of all seeds, thin: one of them"
