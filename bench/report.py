@@ -84,9 +84,15 @@ def block(name: str) -> str:
 
 
 def _claims(folder: Path) -> str:
-    """A table for each paper."""
-    tables = claims_tables(folder)
-    texts = [f"### {paper}\n\n{to_markdown(table)}" for paper, table in tables.items()]
+    """A table for each paper, with a line for each problem."""
+    texts = []
+    for paper, table in claims_tables(folder).items():
+        lines = [[*table.heads, *table.columns], ["---"] * (1 + len(table.columns))]
+        for (claim,), (verdict, found, seeds) in table.rows.items():
+            by_problem = found.text.replace("; ", "<br>")
+            lines.append([claim, f"**{verdict.text}**", by_problem, seeds.text])
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        texts.append(f"### {paper}\n\n{rows}\n")
     return "\n".join([*texts, f"{CAPTION}\n"] if texts else [])
 
 

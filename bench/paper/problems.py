@@ -155,7 +155,7 @@ PAPER_PROBLEMS: dict[str, Make] = {
         partial(models.digits_mlp, width=128, dropout=0.0), loss=in_double, batch=128,
     ),
     "digits-exact": partial(
-        of_digits, 20000, "MLP on digits", "no dropout",
+        of_digits, 8000, "MLP on digits", "no dropout",
         partial(models.digits_mlp, width=128, dropout=0.0), batch=128,
     ),
     "plays-forgotten": forgotten,
