@@ -94,10 +94,11 @@ def draw_train(results: Results, path: Path) -> None:
 
 
 # What draws the picture of a benchmark.
-PICTURES = {"demo": draw_demo, "train": draw_train}
+Draw = Callable[[Results, Path], None]
+PICTURES: dict[str, Draw] = {"demo": draw_demo, "train": draw_train}
 
 
-def draw(folder: Path, pictures: Mapping[str, Callable[[Results, Path], None]]) -> list[Path]:
+def draw(folder: Path, pictures: Mapping[str, Draw] = PICTURES) -> list[Path]:
     """Draw the plots of a folder, by the names of its files; return their paths."""
     drawn = [folder / f"{name}.png" for name in pictures if (folder / f"{name}.json").exists()]
     for path in drawn:

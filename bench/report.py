@@ -58,6 +58,7 @@ BLOCKS: dict[str, list[tuple[str, Tables, str, str]]] = {
     "kernels": [("kernels", (overview,), "cpu", "kernels' speed on a CPU")],
     "gpu": [("kernels", (by_case,), "gpu", "kernels' speed on a GPU")],
     "host": [("host", (by_case,), "", "host's time")],
+    "claims": [],  # of all files of a folder, see `block`
     "paper_tables": [("paper_tables", (accuracy_table, loss_table), "", "paper's tables")],
 }  # fmt: skip
 
@@ -138,9 +139,7 @@ def report(arguments: argparse.Namespace) -> int:
     wanted = {folder / "RESULTS.md": page(folder) for folder in folders}
     if not arguments.folder:
         texts = "\0".join(path.read_text(encoding="utf-8") for path in PAGES)
-        wanted |= dict(
-            zip(PAGES, with_blocks(texts, {n: block(n) for n in (*BLOCKS, "claims")}).split("\0"))
-        )
+        wanted |= dict(zip(PAGES, with_blocks(texts, {n: block(n) for n in BLOCKS}).split("\0")))
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text("utf-8") != text]
     if arguments.check:
         for path in stale:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from bench.paper.claims import SIX
 from bench.paper.evidence import logarithm
-from bench.plots import figure
+from bench.plots import Draw, figure
 from bench.results import Results
 
 SEARCHES = {"Adam+SLS": "#009E73", "Adam+SaLSa": "#E69F00"}  # as in the panels of losses
@@ -177,7 +177,7 @@ def draw_batch(results: Results, path: Path) -> None:
         panels[len(families) - 1].legend()  # the first may lack a method
 
 
-PICTURES: dict[str, Callable[[Results, Path], None]] = {
+PICTURES: dict[str, Draw] = {
     "paper_tables": draw_tables,
     "paper_published": draw_tables,
     "paper_rounding": draw_rounding,

@@ -133,10 +133,10 @@ def test_a_table_of_many_columns_goes_on_below():
 
 def test_the_plot_is_drawn_from_the_data(tmp_path):
     demo([0.1, 0.2], [0.3, 0.4]).write(tmp_path / "demo.json")
-    (path,) = plots.draw(tmp_path, plots.PICTURES)
+    (path,) = plots.draw(tmp_path)
     drawn = path.read_bytes()
     assert path.name == "demo.png" and drawn.startswith(b"\x89PNG")
-    assert plots.draw(tmp_path, plots.PICTURES) == [path] and path.read_bytes() == drawn
+    assert plots.draw(tmp_path) == [path] and path.read_bytes() == drawn
 
 
 # --- ranks and ratios, against figures that were worked out by hand -------------------------------
