@@ -80,11 +80,9 @@ def draw_schedule(results: Results, path: Path) -> None:
     cases = results.settings["cases"]
     names = [title.replace(", ", ",\n") for title in cases.values()]
     shown = {"Adam+SaLSa, every step": "search in every step", "Adam+SaLSa": "with the schedule"}
-    with figure(path, 1, 2, (11, 4), "What the search costs, over Adam's time and work") as (
-        _,
-        panels,
-    ):
-        for axes, metric, title in zip(
+    title = "What the search costs, over Adam's time and work"
+    with figure(path, 1, 2, (11, 4.4), title) as (whole, panels):
+        for axes, metric, said in zip(
             panels, ("train_time", "overhead"), ("time of the run", "work: forwards and backwards")
         ):
             for index, (name, label) in enumerate(shown.items()):
@@ -99,9 +97,9 @@ def draw_schedule(results: Results, path: Path) -> None:
                 places = [place + 0.38 * index for place in range(len(cases))]
                 axes.bar(places, heights, 0.36, yerr=errors, label=label)
             axes.axhline(1, color="black", linewidth=1)
-            axes.set(title=title, ylim=(0.8, None))
+            axes.set(title=said, ylim=(0.8, None))
             axes.set_xticks([place + 0.19 for place in range(len(names))], names, fontsize=9)
-        panels[0].legend()
+        whole.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def _value(name: str, usual: float) -> float:
