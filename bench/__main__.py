@@ -51,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--family": {"action": "store_true", "help": "the papers' other systems, beside FusedSaLSa"},
     "--again": {"action": "store_true", "help": "measure anew what was measured before"},
     "--only": {"nargs": "+", "metavar": "NAME", "help": "only these of the parts"},
-    "--quick": {"action": "store_true", "help": "a quarter of the steps, two seeds, few problems"},
+    "--quick": {"action": "store_true", "help": "a quarter of the steps, one seed, few problems"},
     "--settings": {"type": json.loads, "metavar": "JSON",
                    "help": """keyword arguments for FusedSaLSa: '{"lr": 0.5}'"""},
     "--folder": {"type": Path, "metavar": "DIR", "help": "only this folder's page and plots"},

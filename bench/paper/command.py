@@ -18,7 +18,7 @@ from bench.sets.fetch import shown
 from bench.tables import to_rich
 from bench.train import KEPT
 
-QUICK_WORK, QUICK_SEEDS, QUICK = 0.25, 2, "quick"
+QUICK_WORK, QUICK_SEEDS, QUICK = 0.25, 1, "quick"
 
 
 def paper(arguments: argparse.Namespace) -> int:
