@@ -20,7 +20,7 @@ COMMANDS = {
     "train": ("train", "what training reaches, beside tuned AdamW and learning-rate-free "
               "optimizers", "--device --data --without --optimizers --family --seeds=3 --work=1 "
               "--again --json"),
-    "paper": ("paper.command", "do the papers' claims hold? (3.5 hours; --quick: 10 minutes)",
+    "paper": ("paper.command", "do the papers' claims hold? (3.5 hours; --quick: 12 minutes)",
               f"--quick --device --only --data --seeds --again --out={LOCAL}"),
     "swapin": ("swapin", "train loops as people write them, with their optimizer and with "
                "FusedSaLSa",
