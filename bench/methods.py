@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -80,11 +79,20 @@ def adamw(name: str = "AdamW", settings: str = "", lr: float = 1e-3, **how: Any)
     return of_torch(name, settings or f"lr={lr:g}", torch.optim.AdamW, lr=lr, **how)
 
 
+def tuned(name: str, grid: tuple[float, ...], make: Callable[[float], Method], said: str) -> Method:
+    """The best learning rate of a grid, by the validation loss of a seed of its own."""
+    of_lr = {lr: replace(make(lr), name=name) for lr in grid}
+    return replace(of_lr[grid[0]], settings=f"the best lr of {len(grid)}, {said}", grid=of_lr)
+
+
 def tuned_adamw(grid: tuple[float, ...] = GRID) -> Method:
     """The best learning rate of a grid, with a schedule."""
-    make = partial(adamw, "AdamW, tuned", factor=warm_up_and_cosine)
-    of_lr = {lr: make(f"lr={lr:g}, warm-up and cosine", lr) for lr in grid}
-    return replace(make(f"the best lr of {len(grid)}, warm-up and cosine"), grid=of_lr)
+    said = "warm-up and cosine"
+
+    def make(lr: float) -> Method:
+        return adamw("AdamW", f"lr={lr:g}, {said}", lr, factor=warm_up_and_cosine)
+
+    return tuned("AdamW, tuned", grid, make, said)
 
 
 ADAM = of_torch("Adam", "lr=1e-3", torch.optim.Adam, lr=1e-3)

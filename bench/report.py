@@ -90,7 +90,7 @@ def _claims(folder: Path) -> str:
     for paper, table in claims_tables(folder).items():
         lines = [[*table.heads, *table.columns], ["---"] * (1 + len(table.columns))]
         for (claim,), (verdict, found, seeds) in table.rows.items():
-            by_problem = found.text.replace("; ", "<br>")
+            by_problem = found.text.replace("\n", "<br>")
             lines.append([claim, f"**{verdict.text}**", by_problem, seeds.text])
         rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         texts.append(f"### {paper}\n\n{rows}\n")

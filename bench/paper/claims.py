@@ -133,7 +133,7 @@ def claims_tables(folder: Path) -> dict[str, Table]:
         found = [one for path in files_of(claim, folder) for one in claim.measure(read(path))]
         if found:
             counts = ", ".join(map(str, sorted({one.n for one in found})))
-            figures = "; ".join(f"{one.problem}: {_marked(one)}" for one in found)
+            figures = "\n".join(f"{one.problem}: {_marked(one)}" for one in found)
             table = tables.setdefault(claim.where, Table(COLUMNS, {}, "", ("claim",)))
             table.rows[claim.said,] = [Cell(verdict(found)), Cell(figures), Cell(counts)]
     return tables

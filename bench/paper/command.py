@@ -89,5 +89,5 @@ def show_claims(folder: Path) -> None:
         c.CONSOLE.print(f"\n[bold]{paper}[/]")
         for (claim,), (verdict, found, seeds) in table.rows.items():
             c.CONSOLE.print(f"[bold]{verdict.text}[/]: {claim} (seeds: {seeds.text})")
-            for line in found.text.split("; "):
+            for line in found.text.splitlines():
                 c.CONSOLE.print(f"    {line}", style="dim")

@@ -38,6 +38,10 @@ class Interval(NamedTuple):
         ends = f" ({show(self.low)} to {show(self.high)})" if math.isfinite(self.high) else ""
         return f"{show(self.mean)}{unit}{ends}"
 
+    def exponential(self) -> "Interval":
+        """Of an interval of logarithms: what they are the logarithms of."""
+        return Interval(*(math.exp(min(end, 700.0)) for end in self))
+
     def inside(self, low: float, high: float) -> int:
         """1 where all of it is from `low` to `high`, -1 where all of it is outside, else 0."""
         return int(low <= self.low and self.high <= high) - int(self.high < low or self.low > high)
@@ -73,6 +77,16 @@ def logarithm(value: float) -> float:
     return math.log(max(value, FLOOR) if math.isfinite(value) else 1 / FLOOR)
 
 
+def log_ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Seed by seed."""
+    return [logarithm(a) - logarithm(b) for a, b in zip(ours, others)]
+
+
+def _points(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """How much higher a share is, seed by seed, in points of a hundred."""
+    return [100 * (a - b) for a, b in zip(ours, others)]
+
+
 def _pairs(
     results: Results, metric: str, ours: str, others: str
 ) -> Iterator[tuple[str, list[float], list[float]]]:
@@ -92,9 +106,9 @@ def ratio(metric: str, ours: str, others: str, *, no_higher: bool = False) -> Me
     def measure(results: Results) -> list[Evidence]:
         found = []
         for title, a, b in _pairs(results, metric, ours, others):
-            logs = interval([logarithm(x) - logarithm(y) for x, y in zip(a, b)])
+            logs = interval(log_ratios(a, b))
             speaks = -logs.above(math.log(CLOSE) if no_higher else 0.0)
-            shown = Interval(*(math.exp(min(end, 700.0)) for end in logs)).shown()
+            shown = logs.exponential().shown()
             if (count := blown_up(a, b)) > blown_up(b, a):
                 speaks, shown = -1, f"{shown}, {count} of {len(a)} runs blew up"
             found.append(Evidence(title, shown, speaks, len(a)))
@@ -114,13 +128,12 @@ def overall(metric: str, ours: str, others: str) -> Measure:
     """`ours` is below `others` in the geometric mean over all problems, seed by seed."""
 
     def measure(results: Results) -> list[Evidence]:
-        pairs = [(a, b) for _, a, b in _pairs(results, metric, ours, others)]
-        by_problem = [[logarithm(x) - logarithm(y) for x, y in zip(a, b)] for a, b in pairs]
-        if not by_problem:
+        logs = _over_problems(results, metric, ours, others, log_ratios)
+        if not logs:
             return []
-        logs = interval([fmean(of_seed) for of_seed in zip(*by_problem)])
-        shown = Interval(*(math.exp(min(end, 700.0)) for end in logs)).shown()
-        return [Evidence("geometric mean", shown, -logs.above(0), len(pairs[0][0]))]
+        mean = interval(logs)
+        shown = mean.exponential().shown()
+        return [Evidence("geometric mean", shown, -mean.above(0), len(logs))]
 
     return measure
 
@@ -129,14 +142,22 @@ def overall_gain(metric: str, ours: str, others: str) -> Measure:
     """`ours` has the higher share in the mean over all problems, in points of a hundred."""
 
     def measure(results: Results) -> list[Evidence]:
-        pairs = [(a, b) for _, a, b in _pairs(results, metric, ours, others)]
-        if not pairs:
+        points = _over_problems(results, metric, ours, others, _points)
+        if not points:
             return []
-        by_seed = zip(*([100 * (x - y) for x, y in zip(a, b)] for a, b in pairs))
-        points = interval([fmean(of_seed) for of_seed in by_seed])
-        return [Evidence("mean", points.shown(" points"), points.above(0), len(pairs[0][0]))]
+        mean = interval(points)
+        return [Evidence("mean", mean.shown(" points"), mean.above(0), len(points))]
 
     return measure
+
+
+def _over_problems(
+    results: Results, metric: str, ours: str, others: str,
+    compare: Callable[[Sequence[float], Sequence[float]], list[float]],
+) -> list[float]:  # fmt: skip
+    """By seed: the mean over the problems of what `compare` says of each."""
+    by_problem = [compare(a, b) for _, a, b in _pairs(results, metric, ours, others)]
+    return [fmean(of_seed) for of_seed in zip(*by_problem)]
 
 
 def gain(metric: str, ours: str, others: str) -> Measure:
@@ -145,7 +166,7 @@ def gain(metric: str, ours: str, others: str) -> Measure:
     def measure(results: Results) -> list[Evidence]:
         found = []
         for title, a, b in _pairs(results, metric, ours, others):
-            points = interval([100 * (x - y) for x, y in zip(a, b)])
+            points = interval(_points(a, b))
             found.append(Evidence(title, points.shown(" points"), points.above(0), len(a)))
         return found
 
@@ -218,12 +239,12 @@ def alike(metric: str, names: Sequence[str], factor: float) -> Measure:
         for case, title in results.settings["cases"].items():
             rows = results.rows_of(case, metric)
             if set(rows) >= {*names}:
-                logs = {name: [*map(logarithm, rows[name].values)] for name in names}
-                order = sorted(names, key=lambda name: fmean(logs[name]))
-                apart = interval([a - b for a, b in zip(logs[order[-1]], logs[order[0]])])
-                shown = Interval(*(math.exp(min(end, 700.0)) for end in apart)).shown()
+                means = {name: fmean(map(logarithm, rows[name].values)) for name in names}
+                lowest, highest = (end(names, key=means.__getitem__) for end in (min, max))
+                apart = interval(log_ratios(rows[highest].values, rows[lowest].values))
                 speaks = -apart.above(math.log(factor))
-                found.append(Evidence(title, shown, speaks, rows[names[0]].n))
+                shown = apart.exponential().shown()
+                found.append(Evidence(title, shown, speaks, rows[highest].n))
         return found
 
     return measure

@@ -29,12 +29,6 @@ LONGER = ("plays-continued", *IMAGES)
 QUICK = ("plays-continued", "digits-resnet")
 
 
-def of_batches(problem: Problem) -> list[Method]:
-    """The authors' law is of their optimizer; ours is beside it where a step is cheap."""
-    methods = m.by_batch(problem)
-    return methods[:1] if problem.case.startswith("reviews") else methods
-
-
 EXPERIMENTS = {
     "tables": Experiment(
         "Tables I and II", (*IMAGES, *TEXTS), m.candidates, (*QUICK, "reviews-few"),
@@ -55,7 +49,7 @@ EXPERIMENTS = {
     "batch": Experiment(
         "Step size and batch size",
         tuple(f"{name}-b{batch}" for name, batches in BATCHES.items() for batch in batches),
-        of_batches, tuple(f"plays-b{batch}" for batch in BATCHES["plays"]), 3,
+        m.by_batch, tuple(f"plays-b{batch}" for batch in BATCHES["plays"]), 3,
     ),
     "units": Experiment(
         "A step size for each unit",

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bench.paper.claims import SIX
-from bench.paper.evidence import logarithm
+from bench.paper.evidence import log_ratios
 from bench.plots import Draw, figure
 from bench.results import Results
 
@@ -119,10 +119,7 @@ def _ablation(usual: float, title: str, label: str, axis: Callable[[float], floa
                 base = rows[values[usual]].values
                 order = sorted(values)
                 places = [axis(value) for value in order]
-                logs = [
-                    [logarithm(a) - logarithm(b) for a, b in zip(rows[values[v]].values, base)]
-                    for v in order
-                ]
+                logs = [log_ratios(rows[values[v]].values, base) for v in order]
                 middle = [math.exp(fmean(one)) for one in logs]
                 ends = [_errors(one) for one in logs]
                 losses.errorbar(

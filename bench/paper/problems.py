@@ -145,8 +145,7 @@ BATCHES = {"reviews": (4, 8, 16, 32), "plays": (4, 8, 16, 32), "digits": (8, 32,
 LARGE = (64, 256, 1024)
 PAPER_PROBLEMS: dict[str, Make] = {
     **HUB,
-    **{name: PROBLEMS[name] for name in ("plays-continued", "plays-long",
-                                               "digits-resnet")},
+    **{name: PROBLEMS[name] for name in ("plays-continued", "plays-long", "digits-resnet")},
     "reviews-few": partial(short_reviews, 128, "MiniLM on 128 reviews"),
     "reviews-once": partial(short_reviews, 256, "MiniLM, one epoch", epochs=1),
     "digits-resnet-norm": partial(resnet, 660, "ResNet on digits, BatchNorm"),

@@ -14,7 +14,7 @@ from torch import nn
 
 from bench.methods import ADAM, of_torch
 from bench.optimizers import FUSED_SALSA
-from bench.paper import command, evidence, experiments, figures, problems, published
+from bench.paper import command, evidence, figures, problems, published
 from bench.paper import methods as m
 from bench.paper.claims import CLAIMS, SIX, claims_tables
 from bench.paper.collect import change_per_step, collect, largest_fall
@@ -320,4 +320,4 @@ def test_experiments_name_no_method_twice():
     for one in EXPERIMENTS.values():
         names = [method.name for method in one.methods(problem())]
         assert len(set(names)) == len(names) > 1
-    assert experiments.of_batches(problem(case="reviews-b4")) == [m.ADAM_SALSA]
+    assert m.by_batch(problem(case="reviews-b4")) == [m.ADAM_SALSA]
