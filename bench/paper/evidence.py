@@ -14,6 +14,7 @@ from bench.results import Results
 UPPER = 0.975  # the quantile of a two-sided 95 % interval
 CLOSE = 1.05  # "no higher" allows this factor
 FEWEST = 3  # values that can decide anything
+LARGEST = 700.0  # that a float has the exponential of
 FAR = 100.0  # times its seeds' median: a run that ends so has blown up
 
 
@@ -40,7 +41,7 @@ class Interval(NamedTuple):
 
     def exponential(self) -> "Interval":
         """Of an interval of logarithms: what they are the logarithms of."""
-        return Interval(*(math.exp(min(end, 700.0)) for end in self))
+        return Interval(*(math.exp(end) if end < LARGEST else math.inf for end in self))
 
     def inside(self, low: float, high: float) -> int:
         """1 where all of it is from `low` to `high`, -1 where all of it is outside, else 0."""

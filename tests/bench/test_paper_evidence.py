@@ -28,6 +28,7 @@ def test_an_interval_by_students_t():
 def test_two_values_decide_nothing():
     found = made("loss", {"a": {"Ours": [1.0, 1.0], "Other": [2.0, 2.0]}})
     assert speaks(evidence.ratio("loss", "Ours", "Other"), found) == [0]
+    assert evidence.ratio("loss", "Ours", "Other")(found)[0].figure == "0.50"  # without ends
     assert evidence.interval([1.0, 1.0]) == (1.0, -math.inf, math.inf)
 
 
